@@ -1,0 +1,1 @@
+"""The site: only here do patient data exist."""

@@ -1,0 +1,1 @@
+"""Folder of a hospital in, de-identified store out."""

@@ -1,0 +1,1 @@
+"""Hydra yaml only; this file lets Hydra find the folder once installed."""

@@ -1,0 +1,1 @@
+"""The coordinator: never sees pixels."""

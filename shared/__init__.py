@@ -1,0 +1,1 @@
+"""What sites and the coordinator must agree on. Knows neither client nor server."""

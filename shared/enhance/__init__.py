@@ -1,0 +1,1 @@
+"""The enhancer: degraded image in, enhanced image out."""

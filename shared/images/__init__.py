@@ -1,0 +1,1 @@
+"""Pixels in, pixels out; knows neither DICOM nor networks."""

@@ -1,0 +1,1 @@
+"""The recogniser: image in, mask and diagnosis out."""

@@ -1,0 +1,87 @@
+"""The nouns that travel between rooms; all frozen.
+
+Shape suffixes, here and everywhere: B batch, C channel, D slices, H rows, W columns, K mask classes (0 is background),
+N diagnoses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Arrays: TypeAlias = dict[str, npt.NDArray[np.float32]]
+"""Named float32 arrays in a fixed order: weights, or a difference of weights."""
+
+Action: TypeAlias = Literal["handshake", "train", "evaluate"]
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """What a site tells about a metric over its images: enough to pool means and spreads exactly over sites.
+
+    `quantiles` are the 5, 25, 50, 75 and 95 % points over the site's images (empty where they were not taken); they
+    are shown per site and never pooled.
+    """
+
+    count: int
+    total: float
+    total_sq: float
+    quantiles: tuple[float, ...] = ()
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.count if self.count else float("nan")
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation over images."""
+        if not self.count:
+            return float("nan")
+        return float(max(self.total_sq / self.count - self.mean**2, 0.0) ** 0.5)
+
+
+Metrics: TypeAlias = Mapping[str, Moments]
+"""Metric key with its unit (`psnr_db`, `ssim`, `rmse`, `dice`, `accuracy`, ...) -> moments over images or patients."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """Coordinator to site: what to do in one round, and the weights to do it with (empty for a handshake)."""
+
+    campaign: str
+    action: Action
+    round: int  # 1-based; the closing evaluation carries rounds + 1
+    config_digest: str
+    architecture_digest: str
+    weights: Arrays = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Update:
+    """Site to coordinator: the weight difference of one round and what was measured beside it.
+
+    `evaluation` judges the weights that came in with the plan, not those that the difference leads to; its keys are
+    metric keys prefixed by the state of the image: `degraded.psnr_db`, `enhanced.psnr_db`, `clean.dice`, ...
+    """
+
+    site: str
+    round: int
+    num_samples: int  # images that the local steps drew; the weight of this update
+    difference: Arrays
+    training: Mapping[str, float] = field(default_factory=dict)
+    evaluation: Metrics = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SiteCard:
+    """A site's answer to the handshake: who it is, what it runs, how much it holds. Counts only."""
+
+    site: str
+    config_digest: str
+    architecture_digest: str
+    version: str
+    counts: Mapping[str, int]  # patients, series, slices, masks, diagnoses.<name>, train_patients, test_patients
