@@ -1,0 +1,60 @@
+"""Typed configuration: yaml and overrides in at the door, frozen values everywhere else.
+
+A `CampaignConfig` is what sites agree on: its digest travels with every plan. A `MachineConfig` is one machine's own
+affair (device, threads) and part of no digest.
+"""
+
+from shared.config.build import build
+from shared.config.campaign import (
+    CampaignConfig,
+    DataConfig,
+    DegradeConfig,
+    DeidentifyConfig,
+    EnhancerConfig,
+    IngestConfig,
+    IntensityConfig,
+    ObjectiveConfig,
+    RecogniserConfig,
+    RoundsConfig,
+    SplitConfig,
+    StrategyConfig,
+    TrainingConfig,
+)
+from shared.config.digest import campaign_digest, load_campaign, save_campaign, to_dict
+from shared.config.load import load
+from shared.config.programs import (
+    CompareConfig,
+    HospitalConfig,
+    HospitalsConfig,
+    MachineConfig,
+    ScannerConfig,
+    SimulationConfig,
+)
+
+__all__ = [
+    "CampaignConfig",
+    "CompareConfig",
+    "DataConfig",
+    "DegradeConfig",
+    "DeidentifyConfig",
+    "EnhancerConfig",
+    "HospitalConfig",
+    "HospitalsConfig",
+    "IngestConfig",
+    "IntensityConfig",
+    "MachineConfig",
+    "ObjectiveConfig",
+    "RecogniserConfig",
+    "RoundsConfig",
+    "ScannerConfig",
+    "SimulationConfig",
+    "SplitConfig",
+    "StrategyConfig",
+    "TrainingConfig",
+    "build",
+    "campaign_digest",
+    "load",
+    "load_campaign",
+    "save_campaign",
+    "to_dict",
+]

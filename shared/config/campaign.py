@@ -1,0 +1,246 @@
+"""What all sites of a campaign agree on; frozen. What cannot be kept is refused when the value is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from shared.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IntensityConfig:
+    """How stored pixel values become the campaign's scale, where 0 is the low end and 1 the high end."""
+
+    rule: Literal["percentile", "window", "range"]
+    """percentile: of each series' own values (MR has no unit); window: in the modality's unit (CT: HU);
+    range: from the smallest to the largest value that the file's bit depth can hold (X-ray, photographs)."""
+    low: float = 0.0
+    high: float = 100.0
+    clip: bool = True
+
+    def __post_init__(self) -> None:
+        if self.rule != "range" and not self.low < self.high:
+            raise ConfigError(f"data.ingest.intensity: low must be below high, got {self.low} and {self.high}")
+        if self.rule == "percentile" and not 0 <= self.low < self.high <= 100:
+            raise ConfigError(f"data.ingest.intensity: percentiles lie in [0, 100], got {self.low} and {self.high}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeidentifyConfig:
+    """A named profile of DICOM PS3.15 Annex E and its options."""
+
+    profile: Literal["basic"] = "basic"
+    options: tuple[str, ...] = ()
+    """Any of retain_longitudinal_modified_dates, retain_patient_characteristics, retain_device_identity."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IngestConfig:
+    """The rule by which every site turns DICOM into pixels; recorded in each store."""
+
+    modalities: tuple[str, ...]
+    spacing_mm: tuple[float, float, float] | None = None
+    """Slice, row and column spacing after resampling; None keeps the acquired grid."""
+    intensity: IntensityConfig
+    deidentify: DeidentifyConfig = DeidentifyConfig()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SplitConfig:
+    """Shares of a site's patients; a patient is never in two splits."""
+
+    train: float = 0.6
+    validation: float = 0.15
+    test: float = 0.25
+
+    def __post_init__(self) -> None:
+        if abs(self.train + self.validation + self.test - 1) > 1e-6 or min(self.train, self.test) <= 0:
+            raise ConfigError(
+                "data.split: train, validation and test must add up to 1 with train and test above 0, "
+                f"got {self.train}, {self.validation}, {self.test}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """What the campaign learns from and about. `root` and `test` are places, not agreements: outside the digest."""
+
+    kind: Literal["mni", "phantom", "hippocampus", "pneumonia", "totalseg", "store"]
+    root: str | None = None
+    test: str | None = None
+    ingest: IngestConfig
+    masks: tuple[str, ...] = ()
+    """Names of the foreground classes; the campaign's code of a class is its place in this list, counted from 1."""
+    diagnoses: tuple[str, ...] = ()
+    """Names of the diagnoses; the code is the place in this list, counted from 0."""
+    image_size: tuple[int, int] = (64, 64)
+    channels: Literal[1, 3] = 1
+    split: SplitConfig = SplitConfig()
+
+    def __post_init__(self) -> None:
+        if any(size % 8 or size <= 0 for size in self.image_size):
+            raise ConfigError(f"data.image_size must be positive multiples of 8, got {self.image_size}")
+        if len(self.diagnoses) == 1:
+            raise ConfigError("data.diagnoses needs two names or more (or none), got one")
+        if not self.masks and not self.diagnoses:
+            raise ConfigError("data has neither masks nor diagnoses: name at least one thing to recognise")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DegradeConfig:
+    """How clean images are made worse; ranges are drawn uniformly, per image. Only the kind's own fields are read."""
+
+    kind: Literal["gaussian", "poisson", "blur", "composite", "downsample", "kspace", "low_dose", "pairs"]
+    """pairs: take the site's own real (clean, degraded) pairs instead of a synthetic degradation."""
+    sigma: tuple[float, float] = (0.1, 0.1)
+    """Gaussian noise, standard deviation on the [0, 1] scale."""
+    peak: tuple[float, float] = (255.0, 255.0)
+    """Poisson: expected count at intensity 1."""
+    blur_sigma_px: tuple[float, float] = (1.0, 1.0)
+    factor: int = 2
+    """Down-sampling factor (super-resolution)."""
+    acceleration: tuple[float, float] = (4.0, 4.0)
+    """k-space: lines fully sampled over lines acquired."""
+    centre_fraction: float = 0.08
+    dose: tuple[float, float] = (0.1, 0.1)
+    """Low-dose CT: share of the full dose, in (0, 1]."""
+    photons: float = 1e5
+    """Low-dose CT: photons per detector bin at full dose, before attenuation."""
+
+    def __post_init__(self) -> None:
+        for name in ("sigma", "peak", "blur_sigma_px", "acceleration", "dose"):
+            low, high = getattr(self, name)
+            if not 0 <= low <= high:
+                raise ConfigError(f"degrade.{name} must be a range with 0 <= low <= high, got [{low}, {high}]")
+        if self.dose[1] > 1 or self.dose[0] <= 0:
+            raise ConfigError(f"degrade.dose must lie in (0, 1], got {list(self.dose)}")
+        if self.factor < 2:
+            raise ConfigError(f"degrade.factor must be 2 or more, got {self.factor}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnhancerConfig:
+    kind: Literal["unet", "srresnet", "cnn3"]
+    channels: int = 16
+    """Channels of the first level."""
+    depth: int = 3
+    """unet: levels; srresnet: residual blocks; cnn3 ignores it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecogniserConfig:
+    kind: Literal["unet", "cnn"]
+    channels: int = 16
+    depth: int = 4
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectiveConfig:
+    """Which gradient steers the enhancer."""
+
+    kind: Literal["plain", "joint", "frozen", "gradprom"]
+    task_weight: float = 0.1
+    """lambda: weight of the task gradient on the enhancer."""
+    relative: bool = True
+    """True: lambda is a ratio, the task gradient is scaled to lambda * |g| (per step); False: lambda is absolute."""
+    warmup: float = 0.2
+    """Share of all steps in which the recogniser learns on clean images while the enhancer follows its own loss only;
+    `frozen` stops training the recogniser there."""
+    mask_weight: float = 1.0
+    diagnosis_weight: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup < 1:
+            raise ConfigError(f"objective.warmup must lie in [0, 1), got {self.warmup}")
+        if self.kind == "frozen" and self.warmup == 0:
+            raise ConfigError("objective=frozen freezes the recogniser after its warm-up: set objective.warmup above 0")
+        if self.task_weight < 0:
+            raise ConfigError(f"objective.task_weight must not be negative, got {self.task_weight}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingConfig:
+    batch_size: int = 8
+    local_steps: int = 40
+    """Optimiser steps of one site in one round."""
+    optimiser: Literal["adam", "sgd"] = "adam"
+    learning_rate: float = 2e-3
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Over all rounds of the campaign."""
+    clip_norm: float | None = 1.0
+    """Clips the direction that is applied to the enhancer (and the recogniser's gradient), never g or v apart."""
+    weight_decay: float = 0.0
+    """Decoupled (AdamW): it never enters a gradient that the gate looks at."""
+    enhance_loss: Literal["mse", "l1", "charbonnier"] = "mse"
+    augment: bool = True
+    """Random flips and shifts of training slices."""
+
+    def __post_init__(self) -> None:
+        if min(self.batch_size, self.local_steps) < 1 or self.learning_rate <= 0:
+            raise ConfigError("training: batch_size, local_steps and learning_rate must be positive")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StrategyConfig:
+    kind: Literal["fedavg", "fedprox", "fedadam", "fedyogi"]
+    proximal_mu: float = 0.0
+    """FedProx: weight of |w - w_round|^2 / 2, at the site."""
+    server_learning_rate: float = 1.0
+    beta1: float = 0.9
+    beta2: float = 0.99
+    tau: float = 1e-3
+    weight_by: Literal["samples", "equal"] = "samples"
+
+    def __post_init__(self) -> None:
+        if self.kind == "fedprox" and self.proximal_mu <= 0:
+            raise ConfigError("strategy=fedprox needs strategy.proximal_mu above 0; without it choose strategy=fedavg")
+        if self.kind != "fedprox" and self.proximal_mu:
+            raise ConfigError(f"strategy.proximal_mu belongs to strategy=fedprox, got strategy={self.kind}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundsConfig:
+    rounds: int = 8
+    quorum: int = 2
+    """Fewest sites whose updates make a round."""
+    join_deadline_s: float = 120.0
+    round_deadline_s: float = 3600.0
+    grace_s: float = 60.0
+    """After the quorum is reached, how long the others are still waited for."""
+    retries: int = 2
+    """How often a round with too few replies is tried again before the run ends with an error."""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.quorum < 1 or self.retries < 0:
+            raise ConfigError("rounds.rounds and rounds.quorum must be 1 or more, rounds.retries 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CampaignConfig:
+    """One federated training run: what every site must agree on before round 1."""
+
+    name: str
+    seed: int
+    data: DataConfig
+    degrade: DegradeConfig
+    enhance: EnhancerConfig
+    recognise: RecogniserConfig
+    objective: ObjectiveConfig
+    training: TrainingConfig
+    strategy: StrategyConfig
+    rounds: RoundsConfig
+
+    def __post_init__(self) -> None:
+        if self.recognise.kind == "cnn" and self.data.masks:
+            raise ConfigError("recognise=cnn has no decoder and cannot segment; choose recognise=unet for data.masks")
+        for network, depth in (("enhance", self.enhance.depth), ("recognise", self.recognise.depth)):
+            kind = getattr(self, network).kind
+            if kind == "unet" and any(size % 2 ** (depth - 1) for size in self.data.image_size):
+                raise ConfigError(
+                    f"{network}.depth={depth} halves the image {depth - 1} times, so data.image_size must be "
+                    f"divisible by {2 ** (depth - 1)}, got {self.data.image_size}"
+                )
+        if self.degrade.kind == "low_dose" and "CT" not in self.data.ingest.modalities:
+            raise ConfigError("degrade=low_dose simulates CT photons; choose a data kind whose modality is CT")

@@ -1,0 +1,104 @@
+"""What one machine or one simulation is set up with; frozen, and in no digest."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from shared.config.campaign import CampaignConfig
+from shared.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MachineConfig:
+    """One machine's own affair; in no digest."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    threads: int = 2
+    precision: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = False
+    compile: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScannerConfig:
+    """How a simulated hospital's scanner differs from the others."""
+
+    contrast_gamma: float = 1.0
+    bias_field: float = 0.0
+    """Peak relative amplitude of the smooth multiplicative field."""
+    psf_mm: float = 0.0
+    """Standard deviation of the in-plane point spread."""
+    noise: float = 0.0
+    """Rician (MR) or Gaussian (CT, X-ray) noise, standard deviation relative to the brightest tissue."""
+    spacing_mm: tuple[float, float, float] | None = None
+    """Acquired slice, row and column spacing; None takes the anatomy's own."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HospitalConfig:
+    """One simulated hospital."""
+
+    name: str
+    patients: int
+    labelled: float = 1.0
+    """Share of patients with a DICOM SEG."""
+    diagnosed: float = 1.0
+    """Share of patients in the CSV of diagnoses."""
+    balance: tuple[float, ...] = ()
+    """Probability of each diagnosis of the campaign; empty: all equal."""
+    scanner: ScannerConfig = ScannerConfig()
+    mask_codes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """The site's own segment number per campaign mask name; empty: the campaign's codes."""
+    paired: float = 0.0
+    """Share of patients with a second, degraded acquisition (low dose, fast protocol) of the same study."""
+    protocol: str | None = None
+    """Real data sets: which natural part of the data this hospital receives (for instance an intensity protocol)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HospitalsConfig:
+    slices: int = 12
+    """Slices per simulated series."""
+    sites: tuple[HospitalConfig, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompareConfig:
+    """The comparators that run beside the federation, and the marks that the report holds them against."""
+
+    local: bool = True
+    pooled: bool = True
+    judge: bool = False
+    """Train an independent recogniser on clean images and report `judge_dice`."""
+    gain_db: float = 4.0
+    """Claim: federated psnr_db at least this much above degraded."""
+    pooled_gap_db: float = 0.3
+    pooled_gap_dice: float = 0.02
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SimulationConfig:
+    """`wardround-simulate`: one campaign (or one per seed and objective) on one machine."""
+
+    experiment: str
+    budget: Literal["quick", "full"]
+    sites: int
+    seeds: tuple[int, ...]
+    transport: Literal["inprocess", "ray"]
+    run_dir: str
+    campaign: CampaignConfig
+    hospitals: HospitalsConfig
+    compare: CompareConfig
+    machine: MachineConfig
+
+    def __post_init__(self) -> None:
+        if self.sites < 1:
+            raise ConfigError(f"sites must be 1 or more, got {self.sites}")
+        if self.campaign.rounds.quorum > self.sites:
+            raise ConfigError(
+                f"rounds.quorum={self.campaign.rounds.quorum} can never be met by sites={self.sites}; lower the quorum"
+            )

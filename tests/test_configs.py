@@ -1,0 +1,116 @@
+"""Every yaml composes into its dataclass, and what cannot be kept is refused in one line with the way out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from shared.config import (
+    CampaignConfig,
+    RoundsConfig,
+    SimulationConfig,
+    build,
+    campaign_digest,
+    load,
+    load_campaign,
+    save_campaign,
+    to_dict,
+)
+from shared.errors import ConfigError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", choices("experiment"))
+@pytest.mark.parametrize("budget", ["quick", "full"])
+def test_every_experiment_composes(name: str, budget: str) -> None:
+    config = load("simulation", [f"experiment={name}", f"budget={budget}"], SimulationConfig)
+    assert config.experiment == name
+    assert config.run_dir == f"runs/{name}"
+    assert len(config.seeds) == (1 if budget == "quick" else 3)
+
+
+GROUPS = ["data", "degrade", "enhance", "objective", "strategy"]
+
+
+@pytest.mark.parametrize(("group", "choice"), [(group, choice) for group in GROUPS for choice in choices(group)])
+def test_every_choice_of_every_group_composes(group: str, choice: str) -> None:
+    extra = ["data=phantom"] if group == "degrade" else []
+    config = load("simulation", [f"{group}={choice}", *extra], SimulationConfig)
+    assert getattr(config.campaign, group).kind == choice
+
+
+def test_the_command_line_beats_the_experiment() -> None:
+    config = load(
+        "simulation", ["experiment=phantom", "rounds=5", "seed=7", "sites=2", "objective=joint"], SimulationConfig
+    )
+    assert (config.campaign.rounds.rounds, config.seeds, config.campaign.seed, config.sites) == (5, (7,), 7, 2)
+    assert config.campaign.objective.kind == "joint"
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("foo=1", "unknown key 'foo'"),
+        ("data.rot=/data", "did you mean data.root"),
+        ("objective=gradpom", "choose one of frozen, gradprom, joint, plain"),
+        ("sites=many", "sites must be int"),
+        ("sites=true", "sites must be int"),
+        ("budget=huge", "one of quick, full"),
+        ("rounds=0", "must be 1 or more"),
+        ("sites=1", "lower the quorum"),
+        ("transport=smoke", "one of inprocess, ray"),
+        ("data.image_size=[30,30]", "multiples of 8"),
+        ("data.image_size=[64]", "2 values"),
+        ("degrade=low_dose", "modality is CT"),
+        ("recognise=cnn", "cannot segment"),
+        ("strategy.proximal_mu=1", "belongs to strategy=fedprox"),
+        ("degrade.sigma=[0.3,0.1]", "low <= high"),
+        ("objective.warmup=1", "must lie in [0, 1)"),
+        ("+data.colour=red", "unknown key 'campaign.data.colour'"),
+        ("nonsense", "KEY=VALUE"),
+        ("=3", "KEY=VALUE"),
+    ],
+)
+def test_a_wrong_override_is_refused_in_one_line(override: str, reason: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load("simulation", [override], SimulationConfig)
+    assert reason in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_missing_and_mistyped_keys_are_named() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'rounds'"):
+        build(RoundsConfig, {"round": 3})
+    with pytest.raises(ConfigError, match="missing key 'name'"):
+        build(CampaignConfig, {})
+    with pytest.raises(ConfigError, match="rounds must be int, got '3'"):
+        build(RoundsConfig, {"rounds": "3"})
+
+
+def test_a_campaign_file_comes_back_equal(campaign: CampaignConfig, tmp_path: Path) -> None:
+    save_campaign(campaign, tmp_path / "campaign.json")
+    assert load_campaign(tmp_path / "campaign.json") == campaign
+    assert build(CampaignConfig, to_dict(campaign)) == campaign
+
+
+def test_the_digest_moves_with_the_agreement_and_not_with_places(campaign: CampaignConfig) -> None:
+    digest = campaign_digest(campaign)
+    assert campaign_digest(replace(campaign, data=replace(campaign.data, root="/elsewhere"))) == digest
+    assert campaign_digest(replace(campaign, seed=campaign.seed + 1)) != digest
+    masks = ("lesion", "organ")
+    assert campaign_digest(replace(campaign, data=replace(campaign.data, masks=masks))) != digest
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"name": "x"}'])
+def test_a_broken_campaign_file_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "campaign.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError):
+        load_campaign(path)
