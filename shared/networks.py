@@ -1,0 +1,65 @@
+"""A campaign in, its two networks out: the pair that every site trains and the coordinator averages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from shared.config import CampaignConfig, MachineConfig
+from shared.enhance.networks import build_enhancer
+from shared.errors import ConfigError
+from shared.recognise.networks import build_recogniser
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Networks:
+    """Both networks, on one device. The value is frozen; the weights inside are what training moves."""
+
+    enhancer: nn.Module
+    recogniser: nn.Module
+
+
+def build_networks(campaign: CampaignConfig) -> Networks:
+    """The campaign's networks on the CPU with weights drawn from `campaign.seed`; no global generator is touched."""
+    data = campaign.data
+    return Networks(
+        enhancer=build_enhancer(campaign.enhance, data.channels, campaign.seed),
+        recogniser=build_recogniser(
+            campaign.recognise, data.channels, len(data.masks), len(data.diagnoses), campaign.seed
+        ),
+    )
+
+
+def placed(networks: Networks, machine: MachineConfig) -> torch.device:
+    """Move both networks (in place) to the machine's device and memory format; fixes the number of threads.
+
+    The number of threads is part of what makes a run repeat bit for bit: sums are split by thread.
+    Raises ConfigError when the device does not exist here.
+    """
+    device = resolved_device(machine)
+    if torch.get_num_threads() != machine.threads:
+        torch.set_num_threads(machine.threads)
+    memory_format = torch.channels_last if machine.channels_last else torch.contiguous_format
+    for network in (networks.enhancer, networks.recogniser):
+        network.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
+    return device
+
+
+def resolved_device(machine: MachineConfig) -> torch.device:
+    """`auto` takes the first GPU, else the CPU; raises ConfigError for a device that is not here."""
+    if machine.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(machine.device)
+    except RuntimeError:
+        raise ConfigError(f"machine.device must be auto, cpu, cuda, cuda:N or mps, got {machine.device!r}") from None
+    available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not available.get(device.type, False):
+        raise ConfigError(f"machine.device={machine.device} is not on this machine; choose machine.device=cpu or auto")
+    return device

@@ -1,0 +1,98 @@
+"""Recognisers: an image in, mask logits and diagnosis logits out.
+
+    unet   U-Net (Ronneberger et al. 2015) with additive skips; the class head pools its deepest features
+    cnn    two convolutions and a linear layer: diagnosis only, for very small runs
+
+`features` are the decoder's feature maps from coarse to fine, returned in a list: who needs saliency or an embedding
+takes it from there, and no hook is ever registered.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from shared.blocks import built, conv_block, upsampled_BCHW
+from shared.config import RecogniserConfig
+
+
+class Recognition(NamedTuple):
+    """What a recogniser says about a batch; a head that the campaign does not ask for is None."""
+
+    mask_logits_BKHW: Tensor | None
+    """K = 1 + foreground classes; class 0 is background."""
+    diagnosis_logits_BN: Tensor | None
+    features: list[Tensor]
+
+
+class UNetRecogniser(nn.Module):
+    """`depth` levels; without masks the decoder is not built and costs nothing."""
+
+    def __init__(self, channels: int, config: RecogniserConfig, num_masks: int, num_diagnoses: int) -> None:
+        super().__init__()
+        widths = [config.channels * 2**level for level in range(config.depth)]
+        pairs = list(zip(widths, widths[1:], strict=False))
+        self.stem = conv_block(channels, widths[0])
+        self.down = nn.ModuleList(
+            nn.Sequential(conv_block(above, below, stride=2), conv_block(below, below)) for above, below in pairs
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        self.mask_head = nn.Conv2d(widths[0], 1 + num_masks, 1) if num_masks else None
+        self.narrow = nn.ModuleList(nn.Conv2d(below, above, 1) for above, below in pairs if num_masks)
+        self.up = nn.ModuleList(conv_block(above, above) for above in widths[:-1] if num_masks)
+        # Mean and maximum: a lesion of a few pixels drowns in the mean alone.
+        self.diagnosis_head = nn.Linear(2 * widths[-1], num_diagnoses) if num_diagnoses else None
+
+    def forward(self, image_BCHW: Tensor) -> Recognition:
+        features_BCHW = self.stem(image_BCHW)
+        skips = []
+        for down in self.down:
+            skips.append(features_BCHW)
+            features_BCHW = down(features_BCHW)
+        features = [features_BCHW]
+        mask_logits_BKHW = diagnosis_logits_BN = None
+        if self.diagnosis_head is not None:
+            pooled_BC = torch.cat([features_BCHW.mean((2, 3)), features_BCHW.amax((2, 3))], dim=1)
+            diagnosis_logits_BN = self.diagnosis_head(self.dropout(pooled_BC))
+        if self.mask_head is not None:
+            for level in reversed(range(len(self.up))):
+                coarse_BCHW = upsampled_BCHW(self.narrow[level](features_BCHW), skips[level])
+                features_BCHW = self.up[level](coarse_BCHW + skips[level])
+                features.append(features_BCHW)
+            mask_logits_BKHW = self.mask_head(self.dropout(features_BCHW))
+        return Recognition(mask_logits_BKHW, diagnosis_logits_BN, features)
+
+
+class CNNRecogniser(nn.Module):
+    def __init__(self, channels: int, config: RecogniserConfig, num_diagnoses: int) -> None:
+        super().__init__()
+        width = config.channels
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, width, 3, stride=2, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+            nn.ReLU(inplace=True),
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        self.diagnosis_head = nn.Linear(2 * width, num_diagnoses)
+
+    def forward(self, image_BCHW: Tensor) -> Recognition:
+        features_BCHW = self.body(image_BCHW)
+        return Recognition(None, self.diagnosis_head(self.dropout(features_BCHW.mean((2, 3)))), [features_BCHW])
+
+
+def build_recogniser(
+    config: RecogniserConfig, channels: int, num_masks: int, num_diagnoses: int, seed: int
+) -> nn.Module:
+    """The named recogniser, image_BCHW -> Recognition; the same seed gives the same weights."""
+    assert num_masks or num_diagnoses, "a campaign without anything to recognise is refused by its config"
+    assert config.kind != "cnn" or not num_masks, "refused by CampaignConfig: cnn has no decoder"
+
+    def make() -> nn.Module:
+        if config.kind == "cnn":
+            return CNNRecogniser(channels, config, num_diagnoses)
+        return UNetRecogniser(channels, config, num_masks, num_diagnoses)
+
+    return built(make, seed, "recogniser")
