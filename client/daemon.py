@@ -1,0 +1,86 @@
+"""A site's processes: Flower's SuperNode (outbound only) and a SuperExec that can start one program, ours.
+
+In: a site's folder. Out: running processes until stopped. The SuperNode's own interface for the SuperExec is on loopback,
+under TLS with a certificate made at each start. The SuperExec's PATH holds a single executable, `flwr-clientapp`, which
+runs the installed `client.app` and never the code of a bundle; no other program of Flower can be started from there.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import sys
+from pathlib import Path
+
+from client.folder import SiteFolder
+from shared.errors import ConfigError
+from shared.reach import free_port
+from shared.supervise import Program, environment_of, script
+from shared.trust import certificates, keystore
+
+LOOPBACK = "127.0.0.1"
+MAX_SHEBANG = 120  # Linux cuts the first line of a script at 127 or 255 bytes
+
+
+def programs(site: SiteFolder, now: dt.datetime) -> tuple[Program, Program]:
+    """SuperNode and SuperExec of this site."""
+    node_home = keystore.private_folder(site.flower / "node")
+    exec_home = keystore.private_folder(site.flower / "exec")
+    authority, certificate, key = _loopback_certificate(site.flower / "loopback", now)
+    secret = site.flower / "superexec.secret"
+    if not secret.exists():
+        keystore.create_secret(secret)
+    port = free_port()
+    supernode = (
+        *(script("flower-supernode"), "--superlink", site.coordinator, "--root-certificates", str(site.authority)),
+        *("--auth-supernode-private-key", str(site.key), "--isolation", "process"),
+        *("--host", LOOPBACK, "--port", str(port), "--superexec-auth-secret-file", str(secret)),
+        *("--ssl-ca-certfile", str(authority), "--ssl-certfile", str(certificate), "--ssl-keyfile", str(key)),
+        *("--node-config", f'site-file="{_quotable(site.folder / "site.json")}"'),
+    )
+    superexec = (
+        *(script("flower-superexec"), "--runtime-api-address", f"{LOOPBACK}:{port}"),
+        *("--root-certificates", str(authority), "--superexec-auth-secret-file", str(secret)),
+    )
+    only_ours = str(write_executable(site.flower / "bin"))
+    threads = site.machine.threads
+    executing = environment_of(exec_home, threads=threads, path=only_ours)
+    executing |= {"WARDROUND_SITE": str(site.folder), "WARDROUND_PATH": os.environ.get("PATH", os.defpath)}
+    return (
+        Program("supernode", supernode, environment_of(node_home)),
+        Program("superexec", superexec, executing),
+    )
+
+
+def _quotable(path: Path) -> str:
+    text = str(path)
+    if any(character in text for character in "\"'\\"):
+        raise ConfigError("the site's folder must not have quotes or backslashes in its name; move it")
+    return text
+
+
+def write_executable(folder: Path) -> Path:
+    """Write the folder that is the SuperExec's whole PATH: one executable, isolated from the caller's environment."""
+    first_line = f"#!{sys.executable} -I"
+    if len(first_line) > MAX_SHEBANG or " " in sys.executable:
+        raise ConfigError("this Python's path is too long or has spaces; install wardround in a shorter path")
+    keystore.private_folder(folder)
+    for other in folder.iterdir():
+        other.unlink()
+    program = folder / "flwr-clientapp"
+    program.write_text(f"{first_line}\nfrom client.app import run_message_process\n\nrun_message_process()\n")
+    program.chmod(0o700)
+    return folder
+
+
+def _loopback_certificate(folder: Path, now: dt.datetime) -> tuple[Path, Path, Path]:
+    """A throw-away authority and a certificate for loopback alone; its authority's key is not kept."""
+    keystore.private_folder(folder)
+    authority = certificates.create_authority("one site's loopback", now, days=certificates.SERVER_DAYS)
+    server = certificates.issue_server(authority, (LOOPBACK, "localhost"), now)
+    paths = folder / "ca.crt", folder / "server.crt", folder / "server.key"
+    paths[0].write_bytes(authority.certificate)
+    paths[1].write_bytes(server.certificate)
+    paths[2].unlink(missing_ok=True)
+    keystore.write_private(paths[2], server.key)
+    return paths

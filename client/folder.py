@@ -1,0 +1,114 @@
+"""The site's folder: made once by `wardround-site init`, read by every other command.
+
+site.json          name, coordinator address, machine
+ca.crt             the federation's authority, from the coordinator
+key key.pub        the site's key pair; key (0600) never leaves this folder
+site.secret        keys the pseudonyms of de-identification (0600); lost, the next ingest gives every patient a new one
+store/             de-identified images          approvals/   campaigns that may run here
+state/             training state                flower/ logs/
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.config import MachineConfig, build
+from shared.errors import ConfigError, DataError
+from shared.trust import certificates, keystore
+from shared.trust.names import checked_address, checked_name
+
+
+@dataclass(frozen=True, slots=True)
+class SiteFolder:
+    """What `site.json` says, and where it lies."""
+
+    folder: Path
+    name: str
+    host: str
+    port: int
+    machine: MachineConfig
+
+    @property
+    def authority(self) -> Path:
+        return self.folder / "ca.crt"
+
+    @property
+    def key(self) -> Path:
+        return self.folder / "key"
+
+    @property
+    def secret(self) -> Path:
+        return self.folder / "site.secret"
+
+    @property
+    def store(self) -> Path:
+        return self.folder / "store"
+
+    @property
+    def approvals(self) -> Path:
+        return self.folder / "approvals"
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state"
+
+    @property
+    def flower(self) -> Path:
+        return self.folder / "flower"
+
+    @property
+    def coordinator(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def create(folder: Path, name: str, coordinator: str, authority: Path) -> Path:
+    """Make a site's folder with its key pair and secret; returns the public key file to send to the coordinator."""
+    checked_name("site name", name)
+    checked_address(coordinator)
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"folder {folder.name!r} is not empty; a site is made in a new folder, never over one")
+    certificate = _authority(authority)
+    for part in (folder, *(folder / part for part in ("approvals", "state", "flower", "logs"))):
+        keystore.private_folder(part)
+    (folder / "ca.crt").write_bytes(certificate)
+    keystore.create_secret(folder / "site.secret")
+    public = keystore.create_site_key(folder / "key")
+    values = {"name": name, "coordinator": coordinator, "machine": {"device": "auto", "threads": 2}}
+    (folder / "site.json").write_text(json.dumps(values, indent=1) + "\n")  # last: marks the folder as whole
+    return public
+
+
+def _authority(path: Path) -> bytes:
+    try:
+        certificate = path.read_bytes()
+    except OSError:
+        raise ConfigError(f"no certificate file {path.name!r}; the coordinator hands out its ca/ca.crt") from None
+    if not certificates.is_authority(certificate):
+        raise ConfigError(f"{path.name!r} is not the certificate of an authority; ask the coordinator for ca/ca.crt")
+    return certificate
+
+
+def read(folder: Path) -> SiteFolder:
+    """The site of a folder; raises ConfigError when there is none, RefusedError when a key lies open."""
+    try:
+        values = json.loads((folder / "site.json").read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"no site in {folder.name!r}; make one with: wardround-site init") from None
+    except (OSError, ValueError):
+        raise DataError("site.json is not readable JSON; restore it from a backup of the folder") from None
+    site = _parse(folder.resolve(), values)
+    for key in (site.key, site.secret):
+        keystore.check_private(key)
+    return site
+
+
+def _parse(folder: Path, values: Any) -> SiteFolder:
+    if not isinstance(values, Mapping) or not {"name", "coordinator"} <= values.keys():
+        raise DataError("site.json must name the site and its coordinator; restore it from a backup of the folder")
+    host, port = checked_address(str(values["coordinator"]))
+    machine = build(MachineConfig, values.get("machine", {}), "machine")
+    return SiteFolder(folder, checked_name("site name", str(values["name"])), host, port, machine)

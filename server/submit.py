@@ -1,0 +1,150 @@
+"""A campaign into a run: prepared, submitted to the SuperLink, followed to its end.
+
+In: a campaign file and the admitted sites. Out: a run folder with campaign.json, rounds.jsonl and checkpoints, and a
+return that means "completed", or an error with the reason that the ServerApp left. Flower has no resume; ours is a new
+Flower run on the same run folder, where the ServerApp goes on at the round that was lost.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from server import processes
+from server.bundle import write_bundle, write_run_config
+from server.folder import Coordinator
+from server.outcome import Outcome, read_outcome, remove_outcome
+from shared.config import CampaignConfig, campaign_digest, load_campaign, save_campaign
+from shared.errors import ConfigError, PeerError, WardroundError
+
+POLL_S = 0.5
+FLOWER_POLL_S = 20.0
+"""How often Flower itself is asked: only for a ServerApp that died without a word."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """One run under way."""
+
+    run_dir: Path
+    run_id: str
+    rounds: int
+    sites: tuple[str, ...]
+
+
+def submit(
+    coordinator: Coordinator, campaign: CampaignConfig, sites: tuple[str, ...], *, resume: bool = False
+) -> Submitted:
+    """Prepare the run folder and start the run; with `resume`, on the checkpoints of an earlier one."""
+    sites = _chosen(coordinator, campaign, sites)
+    run_dir = coordinator.run_folder(campaign.name)
+    digest = campaign_digest(campaign)
+    _check_folder(run_dir, digest, resume=resume)
+    _stop_earlier(coordinator, run_dir, resume=resume)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    save_campaign(campaign, run_dir / "campaign.json")
+    remove_outcome(run_dir)
+    app = write_bundle(coordinator.flower / "bundles", digest)
+    values = write_run_config(app.parent / "run.toml", str(run_dir.relative_to(coordinator.folder)), sites)
+    run_id = processes.start_run(coordinator, app, values)
+    _record(run_dir, [*_earlier(run_dir), run_id])
+    return Submitted(run_dir, run_id, campaign.rounds.rounds, sites)
+
+
+def _chosen(coordinator: Coordinator, campaign: CampaignConfig, sites: tuple[str, ...]) -> tuple[str, ...]:
+    admitted = tuple(coordinator.site_keys())
+    for site in sites:
+        if site not in admitted:
+            raise ConfigError(f"site {site!r} is not admitted; admitted: {', '.join(admitted) or 'none'} (add-site)")
+    chosen = tuple(sorted(set(sites))) or admitted
+    if len(chosen) < campaign.rounds.quorum:
+        raise ConfigError(
+            f"rounds.quorum={campaign.rounds.quorum} can never be met by {len(chosen)} sites; admit more (add-site) "
+            "or lower the quorum in a new campaign"
+        )
+    return chosen
+
+
+def _check_folder(run_dir: Path, digest: str, *, resume: bool) -> None:
+    agreement = run_dir / "campaign.json"
+    if agreement.exists():
+        if campaign_digest(load_campaign(agreement)) != digest:
+            raise ConfigError(
+                f"runs/{run_dir.name} belongs to another agreement of the same name; give this campaign another name"
+            )
+        if not resume and any((run_dir / "checkpoints").glob("*")):
+            raise ConfigError(
+                f"runs/{run_dir.name} has finished rounds: continue with resume, or move that folder away to start anew"
+            )
+    elif resume:
+        raise ConfigError(f"nothing to resume: runs/{run_dir.name} does not exist; start it with run")
+
+
+def _stop_earlier(coordinator: Coordinator, run_dir: Path, *, resume: bool) -> None:
+    """Two ServerApps on one run folder would overwrite each other's rounds."""
+    for run_id in _earlier(run_dir)[-1:]:
+        if processes.run_status(coordinator, run_id).finished:
+            continue
+        if not resume:
+            raise ConfigError(f"runs/{run_dir.name} is under way already; see status, or take it over with resume")
+        processes.stop_run(coordinator, run_id)
+
+
+def _earlier(run_dir: Path) -> list[str]:
+    try:
+        return [str(run_id) for run_id in json.loads((run_dir / "flower.json").read_text())["run_ids"]]
+    except (OSError, ValueError, KeyError):
+        return []
+
+
+def _record(run_dir: Path, run_ids: list[str]) -> None:
+    (run_dir / "flower.json").write_text(json.dumps({"run_ids": run_ids}) + "\n")
+
+
+# ------------------------------------------------------------------------------------------- following
+
+
+def follow(coordinator: Coordinator, submitted: Submitted, on_round: Callable[[dict[str, Any]], None]) -> None:
+    """Call `on_round` for every finished round until the run ends; raises the error that it ended with."""
+    seen = 0
+    next_question = time.monotonic() + FLOWER_POLL_S
+    while True:
+        outcome = read_outcome(submitted.run_dir)  # read before the rounds, so that the last round is not missed
+        rounds = read_rounds(submitted.run_dir)
+        for record in rounds[seen:]:
+            on_round(record)
+        seen = len(rounds)
+        if outcome is None and time.monotonic() > next_question:
+            outcome = _asked(coordinator, submitted)
+            next_question = time.monotonic() + FLOWER_POLL_S
+        if outcome is not None:
+            outcome.raise_if_failed()
+            return
+        time.sleep(POLL_S)
+
+
+def _asked(coordinator: Coordinator, submitted: Submitted) -> Outcome | None:
+    try:
+        status = processes.run_status(coordinator, submitted.run_id)
+    except WardroundError:
+        return None  # a SuperLink that is just coming back; the next question will tell
+    if not status.finished:
+        return None
+    left = read_outcome(submitted.run_dir)  # it may have come while we asked
+    if left is not None:
+        return left
+    reason = f"the run ended as {status.status} without a word; go on at the lost round with resume"
+    return Outcome(completed=False, exit_code=PeerError.exit_code, reason=reason)
+
+
+def read_rounds(run_dir: Path) -> list[dict[str, Any]]:
+    """The finished rounds of a run folder; a line that is still being written is left for the next look."""
+    try:
+        lines = (run_dir / "rounds.jsonl").read_text().splitlines(keepends=True)
+    except OSError:
+        return []
+    return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
