@@ -1,6 +1,6 @@
 """Enhancers: a degraded image in, an enhanced image of the same size out; each adds a correction to its input.
 
-    unet       residual U-Net with additive skips, one or two convolutions a level
+    unet       residual U-Net with additive skips, one convolution a level on each way
     srresnet   the generator of Ledig et al. 2017 (https://arxiv.org/abs/1609.04802) without up-scaling, which is the
                processing network of Liu et al. (https://arxiv.org/abs/1910.09185); GroupNorm in place of BatchNorm
     cnn3       three convolutions: a baseline and a small network for fast tests
@@ -10,6 +10,8 @@ against the degraded image, not against a random one. Values are not clamped: a 
 """
 
 from __future__ import annotations
+
+import itertools
 
 from torch import Tensor, nn
 
@@ -23,14 +25,11 @@ class ResidualUNet(nn.Module):
     def __init__(self, channels: int, width: int, depth: int) -> None:
         super().__init__()
         widths = [width * 2**level for level in range(depth)]
+        pairs = list(itertools.pairwise(widths))
         self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True))
-        self.down = nn.ModuleList(
-            nn.Sequential(conv_block(above, below, stride=2), conv_block(below, below))
-            for above, below in zip(widths, widths[1:], strict=False)
-        )
-        self.narrow = nn.ModuleList(
-            nn.Conv2d(below, above, 1) for above, below in zip(widths, widths[1:], strict=False)
-        )
+        self.down = nn.ModuleList(conv_block(above, below, stride=2) for above, below in pairs)
+        self.middle = conv_block(widths[-1], widths[-1])
+        self.narrow = nn.ModuleList(nn.Conv2d(below, above, 1) for above, below in pairs)
         self.up = nn.ModuleList(conv_block(above, above) for above in widths[:-1])
         self.correction = zero_conv(width, channels)
 
@@ -40,6 +39,7 @@ class ResidualUNet(nn.Module):
         for down in self.down:
             skips.append(features_BCHW)
             features_BCHW = down(features_BCHW)
+        features_BCHW = self.middle(features_BCHW)
         for level in reversed(range(len(self.up))):
             coarse_BCHW = upsampled_BCHW(self.narrow[level](features_BCHW), skips[level])
             features_BCHW = self.up[level](coarse_BCHW + skips[level])

@@ -9,6 +9,7 @@ takes it from there, and no hook is ever registered.
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
@@ -33,11 +34,10 @@ class UNetRecogniser(nn.Module):
     def __init__(self, channels: int, config: RecogniserConfig, num_masks: int, num_diagnoses: int) -> None:
         super().__init__()
         widths = [config.channels * 2**level for level in range(config.depth)]
-        pairs = list(zip(widths, widths[1:], strict=False))
+        pairs = list(itertools.pairwise(widths))
         self.stem = conv_block(channels, widths[0])
-        self.down = nn.ModuleList(
-            nn.Sequential(conv_block(above, below, stride=2), conv_block(below, below)) for above, below in pairs
-        )
+        self.down = nn.ModuleList(conv_block(above, below, stride=2) for above, below in pairs)
+        self.middle = conv_block(widths[-1], widths[-1])
         self.dropout = nn.Dropout(config.dropout)
         self.mask_head = nn.Conv2d(widths[0], 1 + num_masks, 1) if num_masks else None
         self.narrow = nn.ModuleList(nn.Conv2d(below, above, 1) for above, below in pairs if num_masks)
@@ -51,6 +51,7 @@ class UNetRecogniser(nn.Module):
         for down in self.down:
             skips.append(features_BCHW)
             features_BCHW = down(features_BCHW)
+        features_BCHW = self.middle(features_BCHW)
         features = [features_BCHW]
         mask_logits_BKHW = diagnosis_logits_BN = None
         if self.diagnosis_head is not None:
