@@ -57,8 +57,6 @@ class HospitalConfig:
     """Share of patients with a second, degraded acquisition (low dose, fast protocol) of the same study."""
     protocol: str | None = None
     """Real data sets: which natural part of the data this hospital receives (for instance an intensity protocol)."""
-    paired: float = 0.0
-    """Share of patients with a second, degraded acquisition (low dose, fast protocol) of the same study and geometry."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
