@@ -1,0 +1,49 @@
+"""What a step takes: degraded and clean images with the labels that exist for each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """One batch on one device; images are float32 on the campaign's [0, 1] scale."""
+
+    degraded_BCHW: Tensor
+    clean_BCHW: Tensor
+    mask_BHW: Tensor
+    """int64 class codes, 0 background; all 0 where `has_mask_B` is False."""
+    has_mask_B: Tensor
+    diagnosis_B: Tensor
+    """int64 code of the diagnosis, -1 unknown."""
+
+    @property
+    def size(self) -> int:
+        return self.clean_BCHW.shape[0]
+
+    def to(self, device: torch.device, *, channels_last: bool = False) -> Batch:
+        """On `device`; copies from pinned memory overlap with computation."""
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        return Batch(
+            self.degraded_BCHW.to(device, non_blocking=True).contiguous(memory_format=layout),
+            self.clean_BCHW.to(device, non_blocking=True).contiguous(memory_format=layout),
+            self.mask_BHW.to(device, non_blocking=True),
+            self.has_mask_B.to(device, non_blocking=True),
+            self.diagnosis_B.to(device, non_blocking=True),
+        )
+
+    def pinned(self) -> Batch:
+        return Batch(*(tensor.pin_memory() for tensor in self.tensors()))
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        return self.degraded_BCHW, self.clean_BCHW, self.mask_BHW, self.has_mask_B, self.diagnosis_B
+
+    def micro_batches(self, size: int) -> list[Batch]:
+        """Consecutive parts of at most `size` images, in order."""
+        if size >= self.size:
+            return [self]
+        parts = zip(*(torch.split(tensor, size) for tensor in self.tensors()), strict=True)
+        return [Batch(*part) for part in parts]

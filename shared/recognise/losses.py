@@ -1,0 +1,75 @@
+"""What the recogniser said and what is known in, the recognition loss out.
+
+    mask        soft Dice (Milletari et al. 2016) over the foreground classes plus cross-entropy, on images with a mask
+    diagnosis   cross-entropy, on images with a diagnosis
+
+Dice is taken per image, not over the batch: every loss is then a sum over images divided by the number of labelled
+images, and micro batches add up to exactly the loss of the whole batch. Its smoothing is one pixel, so that an image
+without a class still has a gradient where that class is falsely found.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from shared.batch import Batch
+from shared.config import ObjectiveConfig
+from shared.recognise.networks import Recognition
+
+DICE_SMOOTHING_PX = 1.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Labelled:
+    """How many images of a whole batch carry each label: what a micro batch's sums are divided by."""
+
+    masks: Tensor
+    diagnoses: Tensor
+
+
+def labelled(batch: Batch) -> Labelled:
+    """0-dim tensors on the batch's device, at least 1."""
+    return Labelled(batch.has_mask_B.sum().clamp(min=1), (batch.diagnosis_B >= 0).sum().clamp(min=1))
+
+
+def recognition_loss(
+    recognition: Recognition, batch: Batch, objective: ObjectiveConfig, of_whole: Labelled | None = None
+) -> Tensor:
+    """Weighted sum of the mask and the diagnosis loss; 0 with a gradient of 0 where nothing is labelled.
+
+    `of_whole` counts the labels of the batch that this micro batch is part of. No label is looked at on the host:
+    unlabelled images are weighted 0, and nothing waits for the device.
+    """
+    of_whole = of_whole or labelled(batch)
+    terms = []
+    if recognition.mask_logits_BKHW is not None:
+        loss_B = mask_loss_B(recognition.mask_logits_BKHW.float(), batch.mask_BHW)
+        terms.append(objective.mask_weight * (loss_B * batch.has_mask_B).sum() / of_whole.masks)
+    if recognition.diagnosis_logits_BN is not None:
+        known_B = batch.diagnosis_B >= 0
+        loss_B = F.cross_entropy(
+            recognition.diagnosis_logits_BN.float(), batch.diagnosis_B.clamp(min=0), reduction="none"
+        )
+        terms.append(objective.diagnosis_weight * (loss_B * known_B).sum() / of_whole.diagnoses)
+    return torch.stack(terms).sum()
+
+
+def mask_loss_B(logits_BKHW: Tensor, mask_BHW: Tensor) -> Tensor:
+    """Soft Dice plus cross-entropy of each image; what it says of an image without a mask means nothing."""
+    log_probabilities_BKHW = F.log_softmax(logits_BKHW, dim=1)
+    cross_entropy_B = F.nll_loss(log_probabilities_BKHW, mask_BHW, reduction="none").mean((1, 2))
+    return soft_dice_loss_B(log_probabilities_BKHW.exp(), mask_BHW) + cross_entropy_B
+
+
+def soft_dice_loss_B(probabilities_BKHW: Tensor, mask_BHW: Tensor) -> Tensor:
+    """1 - (2 |p t| + s) / (|p| + |t| + s), averaged over the foreground classes of each image."""
+    classes = probabilities_BKHW.shape[1]
+    truth_BKHW = F.one_hot(mask_BHW, classes).movedim(-1, 1)[:, 1:].to(probabilities_BKHW.dtype)
+    found_BKHW = probabilities_BKHW[:, 1:]
+    overlap_BK = (found_BKHW * truth_BKHW).sum((2, 3))
+    sizes_BK = found_BKHW.sum((2, 3)) + truth_BKHW.sum((2, 3))
+    return (1 - (2 * overlap_BK + DICE_SMOOTHING_PX) / (sizes_BK + DICE_SMOOTHING_PX)).mean(1)
