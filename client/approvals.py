@@ -1,8 +1,8 @@
 """What may run at this site: campaigns that its operator has approved, by digest. Nothing is approved by default.
 
 In: a campaign file, or the bundle that Flower delivers. Out: an approval kept as `approvals/<digest>.json` (the very
-agreement that was read, so that the site trains by its own copy), or a refusal. A bundle is checked as bytes: it is never
-unpacked, and a bundle with anything in it beside a manifest is refused, because code that is not there cannot run.
+agreement that was read, so that the site trains by its own copy), or a refusal. A bundle is checked as bytes and never
+unpacked; one with anything in it beside a manifest is refused, because code that is not there cannot run.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """A site's processes: Flower's SuperNode (outbound only) and a SuperExec that can start one program, ours.
 
-In: a site's folder. Out: running processes until stopped. The SuperNode's own interface for the SuperExec is on loopback,
-under TLS with a certificate made at each start. The SuperExec's PATH holds a single executable, `flwr-clientapp`, which
-runs the installed `client.app` and never the code of a bundle; no other program of Flower can be started from there.
+In: a site's folder. Out: running processes until stopped. The SuperNode's own interface for the SuperExec is on
+loopback, under TLS with a certificate made at each start. The SuperExec's PATH holds a single executable,
+`flwr-clientapp`, which runs the installed `client.app` and never the code of a bundle; no other program of Flower can
+be started from there.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import datetime as dt
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
+from client.approvals import approvals
 from client.folder import SiteFolder
 from shared.errors import ConfigError
 from shared.reach import free_port
-from shared.supervise import Program, environment_of, script
+from shared.supervise import Program, environment_of, read_record, script
 from shared.trust import certificates, keystore
 
 LOOPBACK = "127.0.0.1"
@@ -84,3 +87,15 @@ def _loopback_certificate(folder: Path, now: dt.datetime) -> tuple[Path, Path, P
     paths[2].unlink(missing_ok=True)
     keystore.write_private(paths[2], server.key)
     return paths
+
+
+def status(site: SiteFolder) -> dict[str, Any]:
+    """What runs and what may run: plain JSON values."""
+    record = read_record(site.folder)
+    return {
+        "site": site.name,
+        "coordinator": site.coordinator,
+        "running": record["running"],
+        "processes": record["programs"],
+        "approved": {approval.digest: approval.campaign for approval in approvals(site.approvals)},
+    }

@@ -1,8 +1,8 @@
 """The bundle that Flower delivers to sites: a manifest that names a campaign by digest, and no code.
 
 Flower starts a run from an app folder. Ours holds two small text files; the components that pyproject.toml names,
-`server.app:app` and `client.app:app`, are found in the installed package on either side because the bundle has no module of
-that name. Sites check the manifest (client/approvals.py) and never unpack it.
+`server.app:app` and `client.app:app`, are found in the installed package on either side because the bundle has no
+module of that name. Sites check the manifest (client/approvals.py) and never unpack it.
 """
 
 from __future__ import annotations

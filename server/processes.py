@@ -1,14 +1,15 @@
 """The coordinator's processes: Flower's SuperLink and SuperExec under supervision, and its command line for the rest.
 
-In: a founded folder. Out: running processes, admitted sites, submitted runs. State is in SQLite and the SuperExec stands
-outside the SuperLink, so that a killed SuperLink comes back with its sites, and a ServerApp outlives it. No shell: every
-command is a list.
+In: a founded folder. Out: running processes, admitted sites, submitted runs. State is in SQLite and the SuperExec
+stands outside the SuperLink, so that a killed SuperLink comes back with its sites, and a ServerApp outlives it.
+No shell: every command is a list.
 """
 
 from __future__ import annotations
 
 import json
 import subprocess
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,10 @@ from typing import Any
 
 from server.folder import Coordinator
 from shared.errors import DataError, PeerError
+from shared.reach import check_reachable
 from shared.supervise import Program, environment_of, script
 from shared.trust import keystore
+from shared.trust.names import checked_address
 
 LINK = "coordinator"  # the connection's name in Flower's config.toml
 COMMAND_S = 120.0  # one call of Flower's command line; a loaded machine needs 10
@@ -65,6 +68,21 @@ def write_link(coordinator: Coordinator, port: int) -> None:
     lines = ["[superlink]", f'default = "{LINK}"', "", f"[superlink.{LINK}]"]
     lines += [f'address = "127.0.0.1:{port}"', f"root-certificates = {json.dumps(str(coordinator.authority))}", ""]
     (home / "config.toml").write_text("\n".join(lines))
+
+
+def reach(coordinator: Coordinator) -> None:
+    """Raise PeerError unless the SuperLink that `serve` last started answers."""
+    config = coordinator.flower / "command" / "config.toml"
+    if not config.exists():
+        raise PeerError("the coordinator is not serving; start it with: wardround-coordinator serve")
+    address = tomllib.loads(config.read_text())["superlink"][LINK]["address"]
+    host, port = checked_address(address)
+    try:
+        check_reachable(host, port, coordinator.authority)
+    except PeerError:
+        raise PeerError(
+            f"the coordinator does not answer on port {port}; start it with: wardround-coordinator serve"
+        ) from None
 
 
 # ------------------------------------------------------------------------------------------- Flower's command line

@@ -1,0 +1,79 @@
+"""Is this site ready: one row per thing that must hold, each with what is wrong and the exit code it would cost."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from client.approvals import approvals
+from client.folder import SiteFolder
+from shared.errors import DataError, RefusedError, WardroundError
+from shared.reach import check_reachable
+from shared.trust import certificates, keystore
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table; `exit_code` is 0 when it holds."""
+
+    what: str
+    answer: str
+    exit_code: int = 0
+
+
+def check_site(site: SiteFolder, now: dt.datetime) -> tuple[Row, ...]:
+    """Every row is tried, whatever the others say."""
+    return (
+        _row("keys", lambda: _keys(site)),
+        _row("authority", lambda: _authority(site, now)),
+        _row("coordinator", lambda: _coordinator(site)),
+        _row("store", lambda: _store(site)),
+        _row("approvals", lambda: _approvals(site)),
+    )
+
+
+def _row(what: str, answer: Callable[[], str]) -> Row:
+    try:
+        return Row(what, answer())
+    except WardroundError as error:
+        return Row(what, str(error), error.exit_code)
+
+
+def _keys(site: SiteFolder) -> str:
+    for key in (site.key, site.secret):
+        keystore.check_private(key)
+    line = keystore.read_public_line(site.folder / "key.pub")
+    return f"private, mode 0600; public key {keystore.fingerprint(line)}"
+
+
+def _authority(site: SiteFolder, now: dt.datetime) -> str:
+    days = certificates.days_left(site.authority.read_bytes(), now)
+    if days < 0:
+        raise RefusedError(f"the federation's authority ended {-days} days ago; ask the coordinator for a new ca.crt")
+    return f"valid for {days} days more"
+
+
+def _coordinator(site: SiteFolder) -> str:
+    check_reachable(site.host, site.port, site.authority)
+    return f"{site.coordinator} answers under this federation's certificate"
+
+
+def _store(site: SiteFolder) -> str:
+    from client.ingest.store import Store
+
+    store = Store.open(site.store)
+    patients = len({series.patient for series in store.series})
+    masks = sum(series.has_mask for series in store.series)
+    if patients < 2:
+        raise DataError(f"the store holds {patients} patient; training needs 2 or more: ingest more studies")
+    return (
+        f"{patients} patients, {len(store.series)} series, {masks} with masks, {len(store.quarantine)} files put aside"
+    )
+
+
+def _approvals(site: SiteFolder) -> str:
+    given = approvals(site.approvals)
+    if not given:
+        raise RefusedError("nothing is approved; read a campaign and approve it: wardround-site approve")
+    return ", ".join(f"{approval.campaign} ({approval.digest[:12]})" for approval in given)

@@ -1,0 +1,255 @@
+"""`wardround-site`: what a hospital's imaging engineer runs. Arguments in; one-line reasons and exit codes out.
+
+Exit codes (shared/errors.py): 0 done, 2 wrong use or config, 3 refused, 4 no answer, 5 bad data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from client import approvals, folder
+from shared.config import load_campaign
+from shared.errors import ConfigError, WardroundError
+from shared.trust import keystore
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+_OUT = Console(highlight=False, soft_wrap=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the return value is the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.command(arguments))
+    except WardroundError as error:
+        if arguments.debug:
+            raise
+        print(f"wardround-site: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:  # the last door: no traceback for who did not ask for one
+        if arguments.debug:
+            raise
+        print(f"wardround-site: internal error ({type(error).__name__}); run again with --debug", file=sys.stderr)
+        return 1
+
+
+# ------------------------------------------------------------------------------------------- commands
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    public = folder.create(arguments.folder, arguments.name, arguments.coordinator, arguments.ca)
+    _OUT.print(f"Site {arguments.name} is made. Send this file to the coordinator: {public}")
+    _OUT.print(f"and read this out to them by telephone: {keystore.fingerprint(keystore.read_public_line(public))}")
+    _OUT.print("The private key beside it never leaves this folder.")
+    return 0
+
+
+def _ingest(arguments: argparse.Namespace) -> int:
+    from client.ingest.run import ingest
+
+    site = folder.read(arguments.folder)
+    campaign = load_campaign(arguments.campaign)
+    masks, diagnoses = _labels(arguments)
+    if not arguments.source.is_dir():
+        raise ConfigError(f"no folder {arguments.source.name!r} to ingest; name the folder that holds the DICOM files")
+    with _progress() as progress:
+        bars: dict[str, TaskID] = {}
+
+        def advance(stage: str, done: int, total: int) -> None:
+            if stage not in bars:
+                bars[stage] = progress.add_task(stage, total=total)
+            progress.update(bars[stage], completed=done, total=total)
+
+        secret = keystore.read_private(site.secret)
+        report = ingest(
+            arguments.source,
+            site.store,
+            campaign.data,
+            secret=secret,
+            mask_codes=masks,
+            diagnosis_codes=diagnoses,
+            on_progress=advance,
+        )
+    table = Table("outcome", "reason", "count", title="Ingest")
+    for row in report.table():
+        table.add_row(*(str(cell) for cell in row))
+    _OUT.print(table)
+    return 0
+
+
+def _approve(arguments: argparse.Namespace) -> int:
+    from client.describe import describe
+
+    site = folder.read(arguments.folder)
+    campaign = load_campaign(arguments.campaign)
+    table = Table(show_header=False, title=f"Campaign {campaign.name}", show_lines=True)
+    for question, answer in describe(campaign):
+        table.add_row(question, answer)
+    _OUT.print(table)
+    if not arguments.yes:
+        if not sys.stdin.isatty():
+            raise ConfigError("nobody there to ask; read the table, then give --yes to approve it")
+        if input(f"May this run at site {site.name}? Type yes: ").strip() != "yes":
+            _OUT.print("Not approved.")
+            return 3
+    given = approvals.approve(site.approvals, campaign, dt.datetime.now(dt.UTC))
+    _OUT.print(f"Approved at site {site.name}: {given.campaign}, digest {given.digest}")
+    return 0
+
+
+def _approvals(arguments: argparse.Namespace) -> int:
+    given = approvals.approvals(folder.read(arguments.folder).approvals)
+    if arguments.json:
+        rows = [{"digest": one.digest, "campaign": one.campaign, "approved_at": one.approved_at} for one in given]
+        print(json.dumps(rows, indent=1))
+        return 0
+    table = Table("campaign", "digest", "approved at", title="Campaigns that may run here")
+    for one in given:
+        table.add_row(one.campaign, one.digest, one.approved_at)
+    _OUT.print(table if given else "Nothing is approved at this site.")
+    return 0
+
+
+def _revoke(arguments: argparse.Namespace) -> int:
+    gone = approvals.revoke(folder.read(arguments.folder).approvals, arguments.digest)
+    _OUT.print(f"No longer approved: {gone.campaign}, digest {gone.digest}")
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from client.daemon import programs
+    from shared.supervise import supervise
+
+    site = folder.read(arguments.folder)
+    given = approvals.approvals(site.approvals)
+    _OUT.print(
+        f"Site {site.name} runs; coordinator {site.coordinator}; {len(given)} campaigns approved. Ctrl-C stops it."
+    )
+    supervise(lambda: programs(site, dt.datetime.now(dt.UTC)), site.folder)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from client.check import check_site
+
+    rows = check_site(folder.read(arguments.folder), dt.datetime.now(dt.UTC))
+    table = Table("", "what", "answer", title="Is this site ready?")
+    for row in rows:
+        table.add_row("ok" if row.exit_code == 0 else "NO", row.what, row.answer)
+    _OUT.print(table)
+    return next((row.exit_code for row in rows if row.exit_code), 0)
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from client.daemon import status
+
+    state = status(folder.read(arguments.folder))
+    if arguments.json:
+        print(json.dumps(state, indent=1))
+        return 0
+    table = Table(show_header=False, title=f"Site {state['site']}")
+    for key, value in state.items():
+        table.add_row(key, json.dumps(value) if isinstance(value, dict | list) else str(value))
+    _OUT.print(table)
+    return 0
+
+
+# ------------------------------------------------------------------------------------------- arguments
+
+
+def _labels(arguments: argparse.Namespace) -> tuple[dict[str, int], dict[str, str]]:
+    """Label codes from --labels FILE, overridden by --masks and --diagnoses."""
+    masks: dict[str, int] = {}
+    diagnoses: dict[str, str] = {}
+    if arguments.labels is not None:
+        try:
+            values = json.loads(arguments.labels.read_text())
+            masks = {str(name): int(code) for name, code in values.get("mask_codes", {}).items()}
+            diagnoses = {str(word): str(name) for word, name in values.get("diagnosis_codes", {}).items()}
+        except (OSError, ValueError, AttributeError, TypeError):
+            raise ConfigError(
+                f'--labels {arguments.labels.name}: expected JSON {{"mask_codes": {{name: code}}, "diagnosis_codes": '
+                "{word: name}}"
+            ) from None
+    masks |= {name: _integer("--masks", code) for name, code in _pairs("--masks", arguments.masks).items()}
+    return masks, diagnoses | dict(_pairs("--diagnoses", arguments.diagnoses))
+
+
+def _pairs(option: str, texts: Sequence[str]) -> Mapping[str, str]:
+    for text in texts:
+        if not all(text.partition("=")):
+            raise ConfigError(f"{option} takes NAME=VALUE, got {text!r}")
+    return {left: right for left, _, right in (text.partition("=") for text in texts)}
+
+
+def _integer(option: str, text: str) -> int:
+    if not text.isdecimal():
+        raise ConfigError(f"{option} takes NAME=CODE with a whole number as code, got {text!r}")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="wardround-site", description="One hospital's part in a Wardround federation."
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    init = _command(commands, "init", _init, "make this site's folder, key pair and secret")
+    init.add_argument("--name", required=True, help="the site's name in the federation")
+    init.add_argument("--coordinator", required=True, metavar="HOST:PORT")
+    init.add_argument("--ca", required=True, type=Path, metavar="CA.CRT", help="the federation's certificate")
+
+    ingest = _command(commands, "ingest", _ingest, "de-identify a folder of DICOM files into this site's store")
+    ingest.add_argument("source", type=Path)
+    ingest.add_argument("--campaign", required=True, type=Path, help="whose rule the store follows")
+    ingest.add_argument("--masks", nargs="*", default=[], metavar="NAME=CODE", help="this site's segment numbers")
+    ingest.add_argument("--diagnoses", nargs="*", default=[], metavar="WORD=NAME", help="this site's words")
+    ingest.add_argument("--labels", type=Path, metavar="FILE", help="the same two as JSON (site.json of a simulation)")
+
+    approve = _command(commands, "approve", _approve, "read a campaign in words and let it run here")
+    approve.add_argument("campaign", type=Path)
+    approve.add_argument("--yes", action="store_true", help="approve without a question")
+
+    _json_option(_command(commands, "approvals", _approvals, "what may run here"))
+    revoke = _command(commands, "revoke-approval", _revoke, "withdraw an approval")
+    revoke.add_argument("digest")
+    _command(commands, "run", _run, "serve this site in the foreground (outbound connections only)")
+    _command(commands, "check", _check, "keys, certificate, coordinator, store, approvals")
+    _json_option(_command(commands, "status", _status, "processes and approvals"))
+    return parser
+
+
+def _command(commands: Any, name: str, run: object, text: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    command.add_argument("folder", type=Path, metavar="DIR", help="the site's folder")
+    command.set_defaults(command=run)
+    return command
+
+
+def _json_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="for programs")
+
+
+def _progress() -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

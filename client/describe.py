@@ -1,0 +1,54 @@
+"""A campaign in words, for the person who has to say yes or no to it: what is learned from which data, what leaves."""
+
+from __future__ import annotations
+
+from shared.config import CampaignConfig, campaign_digest
+
+_DEGRADED = {
+    "gaussian": "Gaussian noise added by us",
+    "poisson": "Poisson noise added by us",
+    "blur": "blur added by us",
+    "composite": "noise and blur added by us",
+    "downsample": "resolution lowered by us",
+    "kspace": "k-space lines left out by us",
+    "low_dose": "low dose simulated by us",
+    "pairs": "the site's own pairs of degraded and clean studies",
+}
+
+
+def describe(campaign: CampaignConfig) -> tuple[tuple[str, str], ...]:
+    """Rows of (question, answer); builds the networks once to say how much leaves."""
+    from shared.networks import build_networks
+    from shared.weights import to_arrays
+
+    arrays = to_arrays(build_networks(campaign))
+    megabytes = sum(array.nbytes for array in arrays.values()) / 1e6
+    parts = ", ".join(f"{part}.*" for part in sorted({name.split(".")[0] for name in arrays}))
+    data, rounds = campaign.data, campaign.rounds
+    return (
+        ("campaign", f"{campaign.name} (digest {campaign_digest(campaign)})"),
+        ("reads", f"{' and '.join(data.ingest.modalities)} images of this site's de-identified store; no other file"),
+        ("learns", f"to enhance images ({_DEGRADED[campaign.degrade.kind]}) and to recognise {_labels(campaign)}"),
+        ("how long", f"{rounds.rounds} rounds of {campaign.training.local_steps} steps on this machine"),
+        (
+            "leaves, each round",
+            f"differences of {len(arrays)} weight arrays ({parts}; {megabytes:.1f} MB as float32), "
+            "never an image, an identifier or a file name",
+        ),
+        (
+            "leaves beside it",
+            "training means (losses, share of open gates, samples, seconds); per metric (psnr_db, ssim, rmse, dice, "
+            "accuracy, auc) the count, sum, sum of squares and five quantiles over this site's images or patients",
+        ),
+        ("leaves once", "counts: patients, series, slices, masks, patients per diagnosis and per split; versions"),
+        (
+            "privacy",
+            "no noise is added to what leaves: whoever sees the weight differences may learn about training data",
+        ),
+    )
+
+
+def _labels(campaign: CampaignConfig) -> str:
+    masks = f"masks ({', '.join(campaign.data.masks)})" if campaign.data.masks else ""
+    diagnoses = f"diagnoses ({', '.join(campaign.data.diagnoses)})" if campaign.data.diagnoses else ""
+    return " and ".join(filter(None, (masks, diagnoses)))

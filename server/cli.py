@@ -1,0 +1,228 @@
+"""`wardround-coordinator`: what the leader of a federation runs. Arguments in; one-line reasons and exit codes out.
+
+Exit codes (shared/errors.py): 0 done, 2 wrong use or config, 3 refused, 4 no answer, 5 bad data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from server import folder
+from shared.config import SimulationConfig, campaign_digest, load, load_campaign, save_campaign
+from shared.errors import ConfigError, WardroundError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+_OUT = Console(highlight=False, soft_wrap=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the return value is the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.command(arguments))
+    except WardroundError as error:
+        if arguments.debug:
+            raise
+        print(f"wardround-coordinator: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:  # the last door: no traceback for who did not ask for one
+        if arguments.debug:
+            raise
+        print(
+            f"wardround-coordinator: internal error ({type(error).__name__}); run again with --debug", file=sys.stderr
+        )
+        return 1
+
+
+# ------------------------------------------------------------------------------------------- commands
+
+
+def _init(arguments: argparse.Namespace) -> int:
+    hosts = tuple(host.strip() for host in arguments.host.split(",") if host.strip())
+    made = folder.found(arguments.folder, arguments.name, hosts, arguments.port, _now())
+    _OUT.print(f"Federation {made.name} is founded; its certificate is for {', '.join(made.hosts)}.")
+    _OUT.print(f"Give every site this file: {made.authority}")
+    return 0
+
+
+def _add_site(arguments: argparse.Namespace) -> int:
+    coordinator = folder.read(arguments.folder)
+    fingerprint = folder.admit(coordinator, arguments.site, arguments.public_key)
+    _OUT.print(f"Site {arguments.site} is admitted with key {fingerprint}")
+    _OUT.print("Compare that with what the site reads out by telephone.")
+    _OUT.print(f"The site needs: {coordinator.authority}")
+    return 0
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from server.serve import serve
+
+    coordinator = folder.read(arguments.folder)
+    serve(
+        coordinator,
+        port=arguments.port or coordinator.port,
+        bind=arguments.bind,
+        exposed=arguments.dangerously_expose_control,
+        say=_OUT.print,
+    )
+    return 0
+
+
+def _campaign_new(arguments: argparse.Namespace) -> int:
+    folder.read(arguments.folder)
+    overrides = [f"experiment={arguments.experiment}"] if arguments.experiment else []
+    campaign = load("simulation", [*overrides, *arguments.overrides], SimulationConfig).campaign
+    if arguments.out.exists():
+        raise ConfigError(f"{arguments.out.name} exists already; a campaign that was handed out never changes")
+    save_campaign(campaign, arguments.out)
+    _OUT.print(f"Campaign {campaign.name} in {arguments.out}; digest {campaign_digest(campaign)}")
+    _OUT.print("Every site reads and approves this file: wardround-site approve DIR FILE")
+    return 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    return _submit(arguments, resume=False)
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    return _submit(arguments, resume=True)
+
+
+def _submit(arguments: argparse.Namespace, *, resume: bool) -> int:
+    from server.processes import reach
+    from server.submit import follow, submit
+
+    coordinator = folder.read(arguments.folder)
+    campaign = load_campaign(arguments.campaign)
+    sites = tuple(site.strip() for site in arguments.sites.split(",") if site.strip())
+    reach(coordinator)
+    submitted = submit(coordinator, campaign, sites, resume=resume)
+    _OUT.print(f"Campaign {campaign.name} is submitted to {', '.join(submitted.sites)}; files in {submitted.run_dir}")
+    with _progress() as progress:
+        bar = progress.add_task("rounds", total=submitted.rounds)
+
+        def show(record: dict[str, Any]) -> None:
+            progress.console.print(_round_line(record, len(submitted.sites)))
+            progress.update(bar, completed=min(int(record["round"]), submitted.rounds))
+
+        follow(coordinator, submitted, show)
+    _OUT.print(f"Completed. Report: wardround-coordinator report {submitted.run_dir}")
+    return 0
+
+
+def _round_line(record: dict[str, Any], num_sites: int) -> str:
+    dropped = "; ".join(f"{site} missing: {reason}" for site, reason in record.get("dropped", {}).items())
+    line = f"round {record['round']}: {len(record['participants'])} of {num_sites} sites, {record['seconds']:.1f} s"
+    return f"{line}; {dropped}" if dropped else line
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from server.serve import status
+
+    state = status(folder.read(arguments.folder), _now())
+    if arguments.json:
+        print(json.dumps(state, indent=1))
+        return 0
+    served = "served" if state["serving"] else "not served"
+    table = Table("", "name", "state", title=f"Federation {state['federation']}: {served}")
+    for name, entry in state["processes"].items():
+        table.add_row("process", name, f"{'runs' if entry['alive'] else 'starting again'}, {entry['starts']} starts")
+    for site, word in state["sites"].items():
+        table.add_row("site", site, word)
+    for name, run in state["runs"].items():
+        table.add_row("run", name, f"{run['rounds_done']} of {run['rounds']} rounds, {run['state']} {run['reason']}")
+    _OUT.print(table)
+    _OUT.print(f"Server certificate: {state['certificate_days']} days left; serve renews it in its last 30.")
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from server.report import write_report
+
+    if not (arguments.run_dir / "campaign.json").is_file():
+        raise ConfigError(f"{arguments.run_dir.name!r} is not a run folder; see runs/ in the coordinator's folder")
+    write_report(arguments.run_dir)
+    _OUT.print(f"Written: {arguments.run_dir / 'report.html'}")
+    return 0
+
+
+# ------------------------------------------------------------------------------------------- arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="wardround-coordinator", description="Lead a Wardround federation.")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    init = _command(commands, "init", _init, "found a federation in a new folder")
+    init.add_argument("--name", required=True)
+    init.add_argument("--host", default="127.0.0.1", metavar="NAME[,NAME]", help="names that sites dial")
+    init.add_argument("--port", type=int, default=folder.DEFAULT_PORT)
+
+    add_site = _command(commands, "add-site", _add_site, "admit a site by its public key")
+    add_site.add_argument("site", metavar="SITE")
+    add_site.add_argument("public_key", type=Path, metavar="KEY.PUB")
+
+    serve = _command(commands, "serve", _serve, "serve the federation in the foreground")
+    serve.add_argument("--port", type=int, help="default: the one given to init")
+    serve.add_argument("--bind", default="127.0.0.1", metavar="ADDRESS")
+    serve.add_argument(
+        "--dangerously-expose-control",
+        action="store_true",
+        help="allow --bind beyond loopback: everyone who reaches the port can start runs at all sites",
+    )
+
+    campaign = commands.add_parser("campaign", help="compose a campaign file")
+    new = _command(campaign.add_subparsers(required=True, metavar="ACTION"), "new", _campaign_new, "compose one")
+    new.add_argument("--out", required=True, type=Path, metavar="FILE")
+    new.add_argument("--experiment", help="start from an experiment (same as experiment=NAME)")
+    new.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for wardround-simulate")
+
+    for name, run, text in (
+        ("run", _run, "submit a campaign and follow it"),
+        ("resume", _resume, "go on with a campaign at the round that was lost"),
+    ):
+        command = _command(commands, name, run, text)
+        command.add_argument("campaign", type=Path, metavar="CAMPAIGN")
+        command.add_argument("--sites", default="", metavar="A,B,C", help="default: every admitted site")
+
+    _command(commands, "status", _status, "processes, sites, runs").add_argument("--json", action="store_true")
+    report = commands.add_parser("report", help="write report.html and report.json of a run")
+    report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    report.set_defaults(command=_report)
+    return parser
+
+
+def _command(commands: Any, name: str, run: object, text: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    command.add_argument("folder", type=Path, metavar="DIR", help="the coordinator's folder")
+    command.set_defaults(command=run)
+    return command
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
+
+
+def _progress() -> Progress:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeRemainingColumn(), console=_OUT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""The coordinator in the foreground: its processes under supervision, and admitted keys registered as they come.
+
+Flower's control interface has no accounts: who reaches the port can start a run. So it listens on loopback, and
+anything else needs an argument that says what it does.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from server import folder, processes
+from server.folder import Coordinator
+from server.outcome import read_outcome
+from server.submit import read_rounds
+from shared.config import load_campaign
+from shared.errors import ConfigError, RefusedError, WardroundError
+from shared.reach import check_reachable, is_free
+from shared.supervise import Program, read_record, supervise
+from shared.trust import certificates
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+REGISTER_S = 2.0
+
+
+def serve(coordinator: Coordinator, *, port: int, bind: str, exposed: bool, say: Callable[[str], None]) -> None:
+    """Serve until told to stop; raises RefusedError for an open bind, ConfigError when the port is taken."""
+    if bind not in LOOPBACK and not exposed:
+        raise RefusedError(
+            f"binding to {bind} would let everyone who reaches it start runs: keep loopback behind a gateway that "
+            "passes only /v1/fleet/, or say --dangerously-expose-control"
+        )
+    folder.renew_if_due(coordinator, dt.datetime.now(dt.UTC))
+    stop = threading.Event()
+    registering = threading.Thread(target=_register, args=(coordinator, port, stop, say), daemon=True)
+
+    def start() -> Sequence[Program]:
+        if not is_free(bind, port):
+            raise ConfigError(
+                f"port {port} on {bind} is in use; choose another with --port, or stop what listens there"
+            )
+        processes.write_link(coordinator, port)
+        registering.start()
+        return processes.programs(coordinator, bind, port)
+
+    try:
+        supervise(start, coordinator.folder)
+    finally:
+        stop.set()
+
+
+def _register(coordinator: Coordinator, port: int, stop: threading.Event, say: Callable[[str], None]) -> None:
+    """Register keys while serving; says every new site and each new trouble once."""
+    register_new = processes.registrar(coordinator)
+    trouble = ""
+    serving = False
+    while not stop.wait(REGISTER_S if serving else 0.3):
+        try:
+            if not serving:
+                check_reachable("127.0.0.1", port, coordinator.authority)
+                serving = True
+                say(f"Federation {coordinator.name} is served on port {port}.")
+            for site in register_new():
+                say(f"Site {site} is admitted.")
+            trouble = ""
+        except WardroundError as error:
+            if serving and str(error) != trouble:
+                trouble = str(error)
+                say(trouble)
+
+
+def status(coordinator: Coordinator, now: dt.datetime) -> dict[str, Any]:
+    """What serves, which sites are there, how far the runs are: plain JSON values."""
+    record = read_record(coordinator.folder)
+    nodes = processes.registered(coordinator)
+    known = processes.sites_known(coordinator) if record["running"] else {}
+    sites = {site: known.get(nodes.get(site, ""), "not registered yet") for site in coordinator.site_keys()}
+    return {
+        "federation": coordinator.name,
+        "serving": record["running"],
+        "processes": record["programs"],
+        "certificate_days": certificates.days_left(coordinator.server_certificate.read_bytes(), now),
+        "sites": sites if record["running"] else dict.fromkeys(sites, "not served"),
+        "runs": {path.name: _run(path) for path in sorted((coordinator.folder / "runs").iterdir()) if path.is_dir()},
+    }
+
+
+def _run(run_dir: Any) -> dict[str, Any]:
+    outcome = read_outcome(run_dir)
+    word = "under way or lost" if outcome is None else "completed" if outcome.completed else "failed"
+    try:
+        rounds = load_campaign(run_dir / "campaign.json").rounds.rounds
+    except WardroundError:
+        rounds = None
+    return {
+        "rounds_done": len(read_rounds(run_dir)),
+        "rounds": rounds,
+        "state": word,
+        "reason": outcome.reason if outcome else "",
+    }
