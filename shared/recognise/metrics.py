@@ -28,7 +28,8 @@ def mean_over_classes(dice_of_classes_BK: npt.NDArray[np.float64]) -> npt.NDArra
     """Each image's mean over the classes it has a Dice for; NaN where it has none."""
     counted = np.isfinite(dice_of_classes_BK).sum(1)
     total = np.nansum(dice_of_classes_BK, axis=1)
-    return np.where(counted > 0, total / np.maximum(counted, 1), np.nan)
+    means: npt.NDArray[np.float64] = np.where(counted > 0, total / np.maximum(counted, 1), np.nan)
+    return means
 
 
 def per_patient(
