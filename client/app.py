@@ -1,0 +1,69 @@
+"""A Flower message in, a Flower message out: the site's side of the transport, and the border that errors cross.
+
+What leaves on an error is decided here: the text of our own errors, which hold no patient's value and no path; of any
+other exception its class name alone, because a library's message may quote what it read. (Flower itself would send the
+text.) The site's own log adds the place in the code, never the message.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from client.site import SiteSetup, load_site
+from client.update import OnStep, answer
+from shared.errors import ConfigError, WardroundError
+from shared.types import SiteCard
+from shared.wire.flower import to_content, to_record
+from shared.wire.messages import Record, card_record, read_plan, refusal_record, update_record
+
+log = logging.getLogger("wardround.site")
+
+
+def make_app(resolve: Callable[[Context], SiteSetup], *, on_step: OnStep | None = None) -> ClientApp:
+    """The ClientApp of a site; `resolve` says which site a message's context belongs to."""
+    app = ClientApp()
+
+    def reply(message: Message, context: Context) -> Message:
+        return Message(to_content(_guarded(message, context, resolve, on_step)), reply_to=message)
+
+    app.query()(reply)
+    app.train()(reply)
+    app.evaluate()(reply)
+    return app
+
+
+def _guarded(
+    message: Message, context: Context, resolve: Callable[[Context], SiteSetup], on_step: OnStep | None
+) -> Record:
+    try:
+        done = answer(read_plan(to_record(message.content)), resolve(context), on_step=on_step)
+        return card_record(done) if isinstance(done, SiteCard) else update_record(done)
+    except WardroundError as error:
+        log.warning("declined: %s", error)
+        return refusal_record(type(error).__name__, str(error))
+    except Exception as error:  # noqa: BLE001 - the border: nothing of a library may leave in words
+        log.error("failed: %s at %s", type(error).__name__, _place(error))
+        return refusal_record("Exception", f"site error: {type(error).__name__}")
+
+
+def _place(error: Exception) -> str:
+    """Innermost frames by file name and line: enough to find it, nothing of what was read."""
+    frames = traceback.extract_tb(error.__traceback__)[-4:]
+    return " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))
+
+
+def setup_from_node_config(context: Context) -> SiteSetup:
+    """The site of this machine, by the `site-file` that its SuperNode was started with."""
+    path = context.node_config.get("site-file")
+    if not isinstance(path, str):
+        raise ConfigError("the SuperNode has no site-file in its node-config; start it with: wardround-site run")
+    return load_site(Path(path))
+
+
+app = make_app(setup_from_node_config)

@@ -1,0 +1,91 @@
+"""A run folder and Flower's Grid in, a trained campaign in the folder out: the coordinator's side of the transport.
+
+The folder holds campaign.json before the run; it gets checkpoints/, rounds.jsonl and, last, outcome.json. A run always
+goes on from the last complete checkpoint, so that `resume` is to start the same run again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from server.outcome import write_outcome
+from server.rounds import CampaignResult, Run, ignore, run_campaign
+from shared.config import CampaignConfig, load_campaign
+from shared.errors import ConfigError, WardroundError
+from shared.events import Event
+from shared.types import Arrays
+from shared.wire.flower import GridLink
+
+log = logging.getLogger("wardround.coordinator")
+
+MARGIN_S = 300.0
+"""How long a reply that is too late stays with the SuperLink before it may be thrown away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Time as deadlines see it; a simulation, where nothing happens while one waits, puts in its own."""
+
+    now: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    poll_s: float = 0.5
+
+
+def serve(
+    grid: Grid,
+    run_dir: Path,
+    *,
+    allowed: frozenset[str] | None = None,
+    keep: int = 0,
+    on_event: Callable[[Event], None] = ignore,
+    clock: Clock | None = None,
+) -> CampaignResult:
+    """Run the campaign of `run_dir` to its end over `grid`; leaves the outcome there, and raises what went wrong."""
+    clock = clock or Clock()
+    try:
+        campaign = load_campaign(run_dir / "campaign.json")
+        ttl_s = max(campaign.rounds.round_deadline_s, campaign.rounds.join_deadline_s) + MARGIN_S
+        link = GridLink(grid, ttl_s=ttl_s, poll_s=clock.poll_s, sleep=clock.sleep)
+        run = Run(campaign, link, run_dir, allowed, keep, on_event, clock.now)
+        result = run_campaign(run, lambda: initial_weights(campaign))
+    except WardroundError as error:
+        write_outcome(run_dir, error)
+        raise
+    except Exception as error:
+        write_outcome(run_dir, WardroundError(f"coordinator error: {type(error).__name__}; see its log, then resume"))
+        raise
+    write_outcome(run_dir, None)
+    return result
+
+
+def initial_weights(campaign: CampaignConfig) -> Arrays:
+    """The networks' first weights, from the campaign's seed. The only use of torch at the coordinator."""
+    from shared.networks import build_networks
+    from shared.weights import to_arrays
+
+    return to_arrays(build_networks(campaign))
+
+
+def log_event(event: Event) -> None:
+    log.info("%s", event)
+
+
+app = ServerApp()
+
+
+@app.main()  # type: ignore[untyped-decorator]
+def main(grid: Grid, context: Context) -> None:
+    """`run-dir`: the run's folder, relative to the coordinator's; `sites`: names of its sites, with commas."""
+    run_dir = str(context.run_config.get("run-dir", ""))
+    if not run_dir:
+        raise ConfigError("the run has no run-dir; start it with: wardround-coordinator run")
+    sites = frozenset(name for name in str(context.run_config.get("sites", "")).split(",") if name)
+    keep = int(context.run_config.get("keep-checkpoints", 0))
+    serve(grid, Path(run_dir), allowed=sites or None, keep=keep, on_event=log_event)

@@ -1,0 +1,43 @@
+"""Round records in, `rounds.jsonl` out, and back: one JSON line per finished round, readable while the run goes on.
+
+The file is written whole and put in place by a rename: a killed run leaves no half line, a resumed one no second line.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from shared.checkpoint import write_atomically
+
+RoundRecord: TypeAlias = Mapping[str, Any]
+"""{"round", "seconds", "participants", "dropped": {site: reason}, "bytes_up", "bytes_down", "num_samples": {site: n},
+"update_norm", "training": {site: {...}}, "evaluation": {site: {metric: {"count", "total", "total_sq", "quantiles"}}}}.
+
+`evaluation` of round r judges the weights that round r - 1 made; the closing record carries round = rounds + 1."""
+
+FILE = "rounds.jsonl"
+
+
+def write_records(run_dir: Path, records: Sequence[RoundRecord]) -> None:
+    lines = (json.dumps(record, allow_nan=False) + "\n" for record in records)
+    write_atomically(run_dir / FILE, "".join(lines).encode())
+
+
+def read_records(run_dir: Path) -> list[RoundRecord]:
+    """The records of a run, oldest first; lines that are not records (a disk that filled up) are left out."""
+    try:
+        lines = (run_dir / FILE).read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    return [record for line in lines if (record := _record(line)) is not None]
+
+
+def _record(line: str) -> RoundRecord | None:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("round"), int) else None

@@ -1,0 +1,110 @@
+"""Our records to Flower messages and back, and a link over Flower's Grid. The only file of shared/ that knows Flower.
+
+`GridLink` is what server/rounds.py drives. It polls on its own: Flower's `send_and_receive` keeps every reply in memory
+and cannot say which site an error belongs to (the SuperLink answers in its own name), while pulling one message id at a
+time holds one reply and knows whose it is.
+
+Why a link of three methods: Flower's API changed three times in a year, and a test wants to script it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Collection, Sequence
+from typing import cast
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from shared.errors import DataError
+from shared.types import Action
+from shared.wire.link import Failure, Peer
+from shared.wire.messages import Record
+
+NUMPY = "numpy.ndarray"
+_MESSAGE_TYPES: dict[Action, str] = {"handshake": "query", "train": "train", "evaluate": "evaluate"}
+_FAILURES = {
+    1: "the site could not load its program",
+    2: "the site's program failed",
+    3: "the message was no longer available",
+    4: "the reply was no longer available",
+    5: "the site went offline",
+    7: "the site refused the bundle",
+    8: "the site's program crashed",
+}
+
+
+def to_content(record: Record) -> RecordDict:
+    """Arrays are handed over as they are: our bytes are Flower's `numpy.ndarray` layout."""
+    shapes = json.loads(record.header).get("shapes", {})
+    arrays = {
+        name: Array(dtype="float32", shape=tuple(shapes[name]), stype=NUMPY, data=data)
+        for name, data in record.arrays.items()
+    }
+    content = RecordDict({"header": ConfigRecord({"json": record.header})})
+    if arrays:
+        content["arrays"] = ArrayRecord(arrays)
+    return content
+
+
+def to_record(content: RecordDict) -> Record:
+    """DataError when it is not one of our messages."""
+    header = content.config_records.get("header", {}).get("json")
+    if not isinstance(header, bytes):
+        raise DataError("expected a Wardround message, got one without our header")
+    arrays = content.array_records.get("arrays", {})
+    return Record(header, {name: array.data for name, array in arrays.items()})
+
+
+class GridLink:
+    """Sends records to peers and pulls one reply at a time.
+
+    `ttl_s` bounds how long a message that nobody waits for any more stays with the SuperLink.
+    """
+
+    def __init__(
+        self, grid: Grid, *, ttl_s: float, poll_s: float = 0.5, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._grid = grid
+        self._ttl_s = ttl_s
+        self._poll_s = poll_s
+        self._sleep = sleep
+
+    def peers(self) -> tuple[Peer, ...]:
+        """Who is online now, in a fixed order."""
+        found = (Peer(int(node.node_id), str(getattr(node, "name", ""))) for node in self._grid.get_nodes())
+        return tuple(sorted(found, key=lambda peer: (peer.name, peer.id)))
+
+    def send(self, action: Action, record: Record, peers: Sequence[Peer]) -> dict[str, Peer]:
+        """Tickets to pull the replies with, in the order of `peers`; a peer that could not be sent to has none.
+
+        All messages share one content, which the SuperLink stores once.
+        """
+        content = to_content(record)
+        messages = [Message(content, peer.id, _MESSAGE_TYPES[action], ttl=self._ttl_s) for peer in peers]
+        accepted = set(self._grid.push_messages(messages))
+        tickets = (message.metadata.message_id for message in messages)
+        return {ticket: peer for ticket, peer in zip(tickets, peers, strict=True) if ticket in accepted}
+
+    def receive(self, tickets: Collection[str], timeout_s: float) -> tuple[str, Record | Failure] | None:
+        """One reply to any of `tickets`, earlier tickets first; None when none came within the time."""
+        left_s = timeout_s
+        while True:
+            for ticket in tickets:
+                for message in self._grid.pull_messages([ticket]):
+                    return ticket, _read(message)
+            if left_s <= 0:
+                return None
+            self._sleep(min(self._poll_s, left_s))
+            left_s -= self._poll_s
+
+
+def _read(message: Message) -> Record | Failure:
+    if message.has_error():
+        code = cast(int, message.error.code)
+        return Failure(_FAILURES.get(code, f"transport error {code}"))
+    try:
+        return to_record(message.content)
+    except DataError as error:
+        return Failure(str(error))

@@ -1,0 +1,286 @@
+"""Plan, update and site card in, plain records out, and back through checks: what crosses a site's border, and no more.
+
+A record is one JSON header and named float32 arrays as .npy bytes; it knows nothing of Flower. Every number that a peer
+could abuse is a named limit. Arrays of an update stay bytes here: the coordinator decodes them one at a time.
+
+Why JSON and not Flower's typed records: one header can be read by a person, checked field by field in one place, and
+carried by another transport (the site's worker, a file) unchanged.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, cast, get_args
+
+from shared.errors import DataError
+from shared.types import Action, Metrics, Moments, Plan, SiteCard, Update
+from shared.wire.arrays import decode_array, encode_array
+
+FORMAT = 1
+MAX_HEADER_BYTES = 4 * 1024**2
+MAX_ARRAYS = 20_000
+MAX_NAME_CHARS = 300
+MAX_REASON_CHARS = 300
+MAX_METRICS = 1_000
+MAX_COUNT = 2**53
+
+_SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Record:
+    """One message: a JSON object and .npy arrays whose shapes stand in it under `shapes`."""
+
+    header: bytes
+    arrays: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.header) + sum(len(name) + len(data) for name, data in self.arrays.items())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ReceivedUpdate:
+    """An update whose header is checked and whose arrays are still bytes; `shapes` is what the sender says they are."""
+
+    site: str
+    round: int
+    num_samples: int
+    training: Mapping[str, float]
+    evaluation: Metrics
+    shapes: Mapping[str, tuple[int, ...]]
+    arrays: Mapping[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A site's no: the class of the error at the site, and its reason in one line."""
+
+    error: str
+    reason: str
+
+
+Answer: TypeAlias = SiteCard | ReceivedUpdate | Refusal
+
+
+# ------------------------------------------------------------------------------------------------------------ writing
+
+
+def plan_record(plan: Plan) -> Record:
+    header = {
+        "campaign": plan.campaign,
+        "action": plan.action,
+        "round": plan.round,
+        "config_digest": plan.config_digest,
+        "architecture_digest": plan.architecture_digest,
+        "shapes": {name: values.shape for name, values in plan.weights.items()},
+    }
+    return _record("plan", header, {name: encode_array(values) for name, values in plan.weights.items()})
+
+
+def update_record(update: Update) -> Record:
+    """Measurements that are not numbers (a mean over nothing) stay at the site."""
+    header = {
+        "site": update.site,
+        "round": update.round,
+        "num_samples": update.num_samples,
+        "training": {key: value for key, value in update.training.items() if math.isfinite(value)},
+        "evaluation": {key: _moments_json(value) for key, value in update.evaluation.items() if _is_finite(value)},
+        "shapes": {name: values.shape for name, values in update.difference.items()},
+    }
+    return _record("update", header, {name: encode_array(values) for name, values in update.difference.items()})
+
+
+def card_record(card: SiteCard) -> Record:
+    header = {
+        "site": card.site,
+        "config_digest": card.config_digest,
+        "architecture_digest": card.architecture_digest,
+        "version": card.version,
+        "counts": dict(card.counts),
+    }
+    return _record("card", header, {})
+
+
+def refusal_record(error: str, reason: str) -> Record:
+    return _record("refusal", {"error": error, "reason": one_line(reason)}, {})
+
+
+def one_line(text: str) -> str:
+    """Printable, on one line, bounded: fit for a terminal, a log and a page."""
+    printable = "".join(char if char.isprintable() else " " for char in text)
+    return " ".join(printable.split())[:MAX_REASON_CHARS]
+
+
+def metrics_json(metrics: Metrics) -> dict[str, dict[str, Any]]:
+    """Metrics as plain JSON values: the form of the wire, of rounds.jsonl and of checkpoints."""
+    return {key: _moments_json(value) for key, value in metrics.items()}
+
+
+def _moments_json(value: Moments) -> dict[str, Any]:
+    return {
+        "count": value.count,
+        "total": value.total,
+        "total_sq": value.total_sq,
+        "quantiles": list(value.quantiles),
+    }
+
+
+def _is_finite(value: Moments) -> bool:
+    return all(map(math.isfinite, (value.total, value.total_sq, *value.quantiles)))
+
+
+def _record(kind: str, header: dict[str, Any], arrays: dict[str, bytes]) -> Record:
+    text = json.dumps({"format": FORMAT, "kind": kind, **header}, allow_nan=False, separators=(",", ":"))
+    assert len(text) <= MAX_HEADER_BYTES, len(text)
+    return Record(text.encode(), arrays)
+
+
+# ------------------------------------------------------------------------------------------------------------ reading
+
+
+def read_plan(record: Record) -> Plan:
+    """A plan as a site may act on it; DataError otherwise. The weights are read-only views into the record."""
+    header = _header(record)
+    if header["kind"] != "plan":
+        raise DataError(f"expected a plan, got a {header['kind']!r} message")
+    action = _text(header, "action", 20)
+    if action not in get_args(Action):
+        raise DataError(f"a plan's action must be one of {', '.join(get_args(Action))}; got {one_line(action)!r}")
+    shapes = _shapes(header, record)
+    return Plan(
+        campaign=_text(header, "campaign", MAX_NAME_CHARS),
+        action=cast(Action, action),
+        round=_count(header, "round"),
+        config_digest=_digest(header, "config_digest"),
+        architecture_digest=_digest(header, "architecture_digest"),
+        weights={name: decode_array(name, record.arrays[name], shape) for name, shape in shapes.items()},
+    )
+
+
+def read_answer(record: Record) -> Answer:
+    """What a site replied, by its kind; DataError when it is none of the three or a field is out of bounds."""
+    header = _header(record)
+    if header["kind"] == "update":
+        return _update(header, record)
+    if header["kind"] == "card":
+        return SiteCard(
+            site=_site(header),
+            config_digest=_digest(header, "config_digest"),
+            architecture_digest=_digest(header, "architecture_digest"),
+            version=one_line(_text(header, "version", 60)),
+            counts={key: _count(_group(header, "counts"), key) for key in _group(header, "counts")},
+        )
+    if header["kind"] == "refusal":
+        return Refusal(one_line(_text(header, "error", 60)), one_line(_text(header, "reason", MAX_REASON_CHARS)))
+    raise DataError("expected a site card, an update or a refusal, got another kind of message")
+
+
+def _update(header: dict[str, Any], record: Record) -> ReceivedUpdate:
+    training = _group(header, "training")
+    return ReceivedUpdate(
+        site=_site(header),
+        round=_count(header, "round"),
+        num_samples=_count(header, "num_samples"),
+        training={key: _number(training, key) for key in training},
+        evaluation=read_metrics(_group(header, "evaluation")),
+        shapes=_shapes(header, record),
+        arrays=record.arrays,
+    )
+
+
+def read_metrics(values: Mapping[str, Any]) -> Metrics:
+    """The inverse of `metrics_json`, with checks."""
+    return {key: _moments(_group(values, key)) for key in values}
+
+
+def _moments(values: Mapping[str, Any]) -> Moments:
+    quantiles = values.get("quantiles", [])
+    if not isinstance(quantiles, list) or len(quantiles) not in (0, 5):
+        raise DataError("a metric's quantiles must be five numbers or none")
+    return Moments(
+        count=_count(values, "count"),
+        total=_number(values, "total"),
+        total_sq=_number(values, "total_sq"),
+        quantiles=tuple(_finite("quantiles", value) for value in quantiles),
+    )
+
+
+def _header(record: Record) -> dict[str, Any]:
+    if len(record.header) > MAX_HEADER_BYTES:
+        raise DataError(f"message header must be at most {MAX_HEADER_BYTES} bytes, got {len(record.header)}")
+    try:
+        header = json.loads(record.header)
+    except (ValueError, RecursionError):
+        raise DataError("message header is not JSON; is the peer running another version?") from None
+    if not isinstance(header, dict) or not isinstance(header.get("kind"), str):
+        raise DataError("message header is not an object with a kind")
+    if header.get("format") != FORMAT:
+        raise DataError(f"expected a message of format {FORMAT}; install the same version of Wardround on both sides")
+    return header
+
+
+def _shapes(header: Mapping[str, Any], record: Record) -> dict[str, tuple[int, ...]]:
+    shapes = _group(header, "shapes", MAX_ARRAYS)
+    if set(shapes) != set(record.arrays):
+        raise DataError("the arrays of a message are not those that its header names")
+    for name, shape in shapes.items():
+        if len(name) > MAX_NAME_CHARS or not isinstance(shape, list) or len(shape) > 8:
+            raise DataError("an array's name or number of dimensions is out of bounds")
+        if not all(type(size) is int and 0 <= size < MAX_COUNT for size in shape):
+            raise DataError("an array's shape must be whole numbers")
+    return {name: tuple(shape) for name, shape in shapes.items()}
+
+
+def _group(values: Mapping[str, Any], key: str, limit: int = MAX_METRICS) -> dict[str, Any]:
+    group = values.get(key)
+    if not isinstance(group, dict) or len(group) > limit or any(len(name) > MAX_NAME_CHARS for name in group):
+        raise DataError(f"field {one_line(key)!r} must be a group of at most {limit} names")
+    return group
+
+
+def _text(values: Mapping[str, Any], key: str, limit: int) -> str:
+    value = values.get(key)
+    if not isinstance(value, str) or len(value) > limit:
+        raise DataError(f"field {key!r} must be a text of at most {limit} characters")
+    return value
+
+
+def _site(values: Mapping[str, Any]) -> str:
+    return site_name(_text(values, "site", MAX_NAME_CHARS))
+
+
+def site_name(text: str) -> str:
+    """A name fit for a folder, a table and a log line; DataError otherwise."""
+    if not _SITE_NAME.fullmatch(text):
+        raise DataError("a site's name must be 1 to 64 letters, digits, dots, dashes or underscores")
+    return text
+
+
+def _digest(values: Mapping[str, Any], key: str) -> str:
+    value = _text(values, key, 64)
+    if not _DIGEST.fullmatch(value):
+        raise DataError(f"field {key!r} must be a SHA-256 in hexadecimal")
+    return value
+
+
+def _count(values: Mapping[str, Any], key: str) -> int:
+    value = values.get(key)
+    if type(value) is not int or not 0 <= value <= MAX_COUNT:
+        raise DataError(f"field {one_line(key)!r} must be a whole number from 0 to 2^53")
+    return value
+
+
+def _number(values: Mapping[str, Any], key: str) -> float:
+    return _finite(key, values.get(key))
+
+
+def _finite(key: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < math.inf:
+        raise DataError(f"field {one_line(key)!r} must be a finite number")
+    return float(value)
