@@ -8,16 +8,20 @@ text.) The site's own log adds the place in the code, never the message.
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from client.approvals import approved_files, check_bundle
 from client.site import SiteSetup, load_site
 from client.update import OnStep, answer
-from shared.errors import ConfigError, WardroundError
+from shared.errors import ConfigError, RefusedError, WardroundError
 from shared.types import SiteCard
 from shared.wire.flower import to_content, to_record
 from shared.wire.messages import Record, card_record, read_plan, refusal_record, update_record
@@ -67,3 +71,37 @@ def setup_from_node_config(context: Context) -> SiteSetup:
 
 
 app = make_app(setup_from_node_config)
+
+
+def run_message_process() -> NoReturn:
+    """What the command `flwr-clientapp` is at a site (client/daemon.py): one message, answered by the installed `app`.
+
+    Flower's own would unpack the bundle and import from it. The two functions that do so are replaced where Flower
+    calls them (flwr is pinned for this too; a test holds it): the bundle is checked as bytes, a refused one is answered
+    with the reason, and no byte of it is written to disk or imported.
+    """
+    from flwr.supernode.cli import flwr_clientapp
+    from flwr.supernode.runtime import run_clientapp
+
+    site = Path(os.environ["WARDROUND_SITE"])
+    os.environ["PATH"] = os.environ["WARDROUND_PATH"]
+    refused: list[RefusedError] = []
+
+    def check_only(bundle: bytes, *_: object, **__: object) -> None:
+        try:
+            check_bundle(bundle, frozenset(approved_files(site / "approvals")))
+        except RefusedError as error:
+            refused.append(error)
+
+    def installed_app(*_: object, **__: object) -> Callable[..., Callable[[Message, Context], Message]]:
+        return lambda *_: (lambda message, context: _refusal(message, refused[0])) if refused else app
+
+    assert {"install_from_fab", "get_load_client_app_fn"} <= vars(run_clientapp).keys(), "flwr must be 1.41.0"
+    run_clientapp.install_from_fab = check_only
+    run_clientapp.get_load_client_app_fn = installed_app
+    sys.exit(flwr_clientapp())
+
+
+def _refusal(message: Message, error: RefusedError) -> Message:
+    log.warning("declined: %s", error)
+    return Message(to_content(refusal_record(type(error).__name__, str(error))), reply_to=message)

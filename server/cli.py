@@ -28,7 +28,7 @@ _OUT = Console(highlight=False, soft_wrap=True)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the return value is the exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = _arguments(argv)
     try:
         return int(arguments.command(arguments))
     except WardroundError as error:
@@ -83,8 +83,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 def _campaign_new(arguments: argparse.Namespace) -> int:
     folder.read(arguments.folder)
-    overrides = [f"experiment={arguments.experiment}"] if arguments.experiment else []
-    campaign = load("simulation", [*overrides, *arguments.overrides], SimulationConfig).campaign
+    campaign = load("simulation", arguments.overrides, SimulationConfig).campaign
     if arguments.out.exists():
         raise ConfigError(f"{arguments.out.name} exists already; a campaign that was handed out never changes")
     save_campaign(campaign, arguments.out)
@@ -162,6 +161,17 @@ def _report(arguments: argparse.Namespace) -> int:
 # ------------------------------------------------------------------------------------------- arguments
 
 
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """KEY=VALUE words may stand anywhere; argparse gives up on those that follow an option."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    return arguments
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="wardround-coordinator", description="Lead a Wardround federation.")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -188,8 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     campaign = commands.add_parser("campaign", help="compose a campaign file")
     new = _command(campaign.add_subparsers(required=True, metavar="ACTION"), "new", _campaign_new, "compose one")
     new.add_argument("--out", required=True, type=Path, metavar="FILE")
-    new.add_argument("--experiment", help="start from an experiment (same as experiment=NAME)")
-    new.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for wardround-simulate")
+    new.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for wardround-simulate: experiment=NAME ...")
 
     for name, run, text in (
         ("run", _run, "submit a campaign and follow it"),
