@@ -1,0 +1,197 @@
+"""A run's record and its pictures in, the page's charts and picture strips out (see server/figures.py for the drawing).
+
+What is drawn from which file of the run folder stands in server/findings.py. The keys of a pictures npz:
+
+    example/<site>/<median|worst>/<clean|degraded|enhanced>          (H, W) or (H, W, 3) float32, 0 to 1
+    example/<site>/<median|worst>/<truth|degraded_mask|enhanced_mask>   (H, W) uint8, campaign codes, if there are masks
+    example/<site>/<median|worst>/<psnr_db|dice>_<degraded|enhanced> scalar
+    scores/<setting>/<site>/<test_site>/<metric>                     (images,) float32
+    histogram/edges, histogram/<site>                                bin edges and densities
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from server import figures
+from server.findings import Run
+from server.wording import METRICS
+from shared.errors import DataError
+
+Pictures = Mapping[str, npt.NDArray[Any]]
+MASK_COLOURS = ("#ffb000", "#4fd1ff", "#ff6fae", "#8be36b", "#c59bff", "#ff8a5c")
+"""Contours of predictions, one colour per class; chosen to stand out on grey anatomy."""
+
+_CURVES = (
+    ("training", "loss_enhance", "enhancement loss, training"),
+    ("training", "loss_recognise", "recognition loss, training"),
+    ("evaluation", "enhanced.psnr_db", "PSNR of enhanced test images (dB)"),
+    ("evaluation", "enhanced.dice", "Dice on enhanced test images"),
+    ("evaluation", "enhanced.accuracy", "accuracy on enhanced test images"),
+    ("training", "gate_open_rate", "gate-open rate (share of steps)"),
+    ("training", "mean_cosine", "mean cosine of the two gradients"),
+)
+_SPREAD = ("psnr_db", "ssim", "dice", "accuracy")
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    title: str
+    svg: str
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One image of a strip: its PNG, contours over it as (path data, colour, is it the truth), the words below."""
+
+    title: str
+    uri: str
+    size: tuple[int, int]
+    contours: tuple[tuple[str, str, bool], ...] = ()
+    figures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    site: str
+    which: str
+    panels: tuple[Panel, ...]
+    largest_error: float
+
+
+def load_pictures(path: Path) -> Pictures:
+    """All arrays of a pictures npz; DataError if it cannot be read without pickle."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError):
+        raise DataError(
+            f"pictures/{path.name} cannot be read; delete it to write the report without pictures"
+        ) from None
+
+
+def curves(run: Run, sites: Sequence[str]) -> list[Chart]:
+    """One chart per measured quantity, one line per site."""
+    charts = []
+    for part, key, title in _CURVES:
+        lines = []
+        for index, site in enumerate(sites):
+            xs, ys = _series(run.rounds, part, key, site)
+            if xs:
+                lines.append((site, figures.site_colour(index), xs, ys))
+        if lines:
+            charts.append(Chart(title, figures.line_chart(lines, label=f"{title}, {run.method}", x_label="round")))
+    return charts
+
+
+def _series(rounds: Sequence[Mapping[str, Any]], part: str, key: str, site: str) -> tuple[list[int], list[float]]:
+    """An evaluation judges the weights that came in with the round: it stands one round earlier on the axis."""
+    xs: list[int] = []
+    ys: list[float] = []
+    for record in rounds:
+        value = record.get(part, {}).get(site, {}).get(key)
+        if isinstance(value, Mapping):
+            value = value["total"] / value["count"] if value.get("count") else None
+        if value is not None and np.isfinite(value):
+            xs.append(record["round"] - (part == "evaluation"))
+            ys.append(float(value))
+    return xs, ys
+
+
+def spreads(run: Run, pictures: Pictures | None, sites: Sequence[str]) -> list[Chart]:
+    """Boxes per site and setting: from scores per image in simulation, from the sites' quantiles in deployment."""
+    charts = []
+    for metric in _SPREAD:
+        boxes = _measured_boxes(pictures, metric, sites) if pictures else _reported_boxes(run, metric, sites)
+        if boxes and any(len(set(box.quantiles)) > 2 for box in boxes):  # right-or-wrong scores have no spread to show
+            shown = METRICS[metric]
+            label = f"{shown.heading} per image" + (f" ({shown.unit})" if shown.unit else "")
+            charts.append(Chart(label, figures.spread_chart(boxes, label=f"{label}, {run.method}", x_label=label)))
+    return charts
+
+
+def _measured_boxes(pictures: Pictures, metric: str, sites: Sequence[str]) -> list[figures.Box]:
+    boxes = []
+    for site in sites:
+        for setting in ("degraded", "local", "pooled", "federated"):
+            model = site if setting == "local" else "all"
+            values = pictures.get(f"scores/{setting}/{model}/{site}/{metric}")
+            if values is not None and np.isfinite(values).any():
+                boxes.append(figures.box_of(site, setting, figures.SETTING_COLOURS[setting], values))
+    return boxes
+
+
+def _reported_boxes(run: Run, metric: str, sites: Sequence[str]) -> list[figures.Box]:
+    judged = [record["evaluation"] for record in run.rounds if record.get("evaluation")]
+    boxes = []
+    for site in sites if judged else ():
+        for state, setting in (("degraded", "degraded"), ("enhanced", "federated")):
+            quantiles = judged[-1].get(site, {}).get(f"{state}.{metric}", {}).get("quantiles", ())
+            if len(quantiles) == 5:
+                boxes.append(figures.Box(site, setting, figures.SETTING_COLOURS[setting], tuple(quantiles)))
+    return boxes
+
+
+def histogram(pictures: Pictures, sites: Sequence[str]) -> Chart | None:
+    """Intensities of the sites' clean training images over shared bins."""
+    densities = {site: pictures[f"histogram/{site}"] for site in sites if f"histogram/{site}" in pictures}
+    if not densities or "histogram/edges" not in pictures:
+        return None
+    label = "share of pixels by intensity"
+    return Chart(label, figures.histogram_chart(pictures["histogram/edges"], densities, label=label))
+
+
+def strips(pictures: Pictures, sites: Sequence[str], masks: Sequence[str]) -> list[Strip]:
+    """Clean, degraded, enhanced and the two error maps of each site's examples; both errors on one scale."""
+    found = []
+    for site in sites:
+        for which in ("median", "worst"):
+            prefix = f"example/{site}/{which}/"
+            example = {key.removeprefix(prefix): value for key, value in pictures.items() if key.startswith(prefix)}
+            if {"clean", "degraded", "enhanced"} <= example.keys():
+                found.append(_strip(site, which, example, len(masks)))
+    return found
+
+
+def _strip(site: str, which: str, example: Pictures, num_masks: int) -> Strip:
+    clean, size = example["clean"], (example["clean"].shape[1], example["clean"].shape[0])
+    errors = {state: _error(example[state], clean) for state in ("degraded", "enhanced")}
+    largest = float(np.quantile(errors["degraded"], 0.995))
+    truth = _contours(example.get("truth"), num_masks, is_truth=True)
+    panels = [Panel("clean", figures.image_uri(clean), size, truth)]
+    for state in ("degraded", "enhanced"):
+        drawn = (*truth, *_contours(example.get(f"{state}_mask"), num_masks, is_truth=False))
+        panels.append(Panel(state, figures.image_uri(example[state]), size, drawn, _figures(example, state)))
+    for state, title in (("degraded", "error before"), ("enhanced", "error after")):
+        panels.append(Panel(title, figures.error_uri(errors[state], largest), size))
+    return Strip(site, which, tuple(panels), largest)
+
+
+def _error(image: npt.NDArray[Any], clean: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    error: npt.NDArray[np.float64] = np.abs(image.astype(np.float64) - clean)
+    return np.asarray(error.mean(axis=-1)) if error.ndim == 3 else error
+
+
+def _contours(mask: npt.NDArray[Any] | None, num_masks: int, *, is_truth: bool) -> tuple[tuple[str, str, bool], ...]:
+    if mask is None:
+        return ()
+    codes = [code for code in range(1, num_masks + 1) if (mask == code).any()]
+    colours = {code: "#ffffff" if is_truth else MASK_COLOURS[(code - 1) % len(MASK_COLOURS)] for code in codes}
+    return tuple((figures.contour_path(mask == code), colours[code], is_truth) for code in codes)
+
+
+def _figures(example: Pictures, state: str) -> tuple[str, ...]:
+    words = []
+    for metric in ("psnr_db", "dice"):
+        value = example.get(f"{metric}_{state}")
+        if value is not None and np.isfinite(value):
+            shown = METRICS[metric]
+            words.append(f"{shown.heading} {float(value):.{shown.decimals}f} {shown.unit}".rstrip())
+    return tuple(words)

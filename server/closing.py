@@ -1,0 +1,140 @@
+"""The coordinator's rounds.jsonl in, the record of a deployed campaign out: rows pooled exactly from sites' moments.
+
+Sites send counts, sums and quantiles, never scores of single images; a sum over sites of those is the exact mean over
+all images. What cannot be pooled from sums (AUC, quantiles) stays per site.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from shared.errors import DataError
+from shared.types import Moments
+
+_STATES: Mapping[str, str] = {"clean": "clean", "degraded": "degraded", "enhanced": "federated"}
+_NOT_POOLED = ("auc",)
+
+
+def closing_record(run_dir: Path) -> dict[str, Any]:
+    """The record of a deployed run: as record.json, with rows from the last evaluation and no comparators."""
+    campaign = _campaign(run_dir / "campaign.json")
+    rounds = _rounds(run_dir / "rounds.jsonl")
+    judged = [record for record in rounds if record["evaluation"]]
+    if not judged:
+        raise DataError("rounds.jsonl holds no evaluation; resume the campaign until a round with one is finished")
+    rows = rows_of(judged[-1], rounds, campaign)
+    return {
+        "experiment": campaign["name"],
+        "seeds": [campaign["seed"]],
+        "config_digest": _digest(campaign),
+        "versions": next((record["versions"] for record in reversed(rounds) if record.get("versions")), {}),
+        "wall_s": sum(float(record["seconds"]) for record in rounds),
+        "rows": rows,
+        "claims": [],
+        "config": campaign,
+        "sites": {site: {} for site in sorted(judged[-1]["evaluation"])},
+        "method": campaign["objective"]["kind"],
+        "rounds": rounds,
+    }
+
+
+def rows_of(
+    judged: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]], campaign: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Rows for degraded, clean and federated: one per site, one over all sites."""
+    by_site = {site: _moments(metrics) for site, metrics in judged["evaluation"].items()}
+    both = [*((site, [metrics]) for site, metrics in sorted(by_site.items())), ("all", list(by_site.values()))]
+    cost = {
+        "bytes_up": sum(int(record["bytes_up"]) for record in rounds),
+        "samples_seen": int(sum(site.get("samples", 0) for r in rounds for site in r["training"].values())),
+        "seconds": sum(float(record["seconds"]) for record in rounds),
+    }
+    rows = []
+    for test_site, metrics in both:
+        for state, setting in _STATES.items():
+            figures = _pooled(metrics, state, test_site)
+            if figures:
+                extra = cost if (test_site, setting) == ("all", "federated") else {}
+                rows.append({**_labels(campaign), "setting": setting, "test_site": test_site, **figures, **extra})
+    return rows
+
+
+def _labels(campaign: Mapping[str, Any]) -> dict[str, Any]:
+    objective = campaign["objective"]
+    steered = {"lambda": objective["task_weight"]} if objective["kind"] != "plain" else {}
+    return {
+        "method": objective["kind"],
+        "seed": campaign["seed"],
+        "data": campaign["data"]["kind"],
+        "degradation": campaign["degrade"]["kind"],
+        "split": "test",
+        "site": "all",
+        **steered,
+    }
+
+
+def _pooled(metrics: Sequence[Mapping[str, Moments]], state: str, test_site: str) -> dict[str, Any]:
+    """Means over all images of the sites in `metrics`, for the keys of one state of the image, and n."""
+    figures: dict[str, Any] = {}
+    keys = sorted({key for site in metrics for key in site if key.startswith(state + ".")})
+    for key in keys:
+        name = key.removeprefix(state + ".")
+        if name in _NOT_POOLED and test_site == "all":
+            continue
+        moments = [site[key] for site in metrics if key in site]
+        count = sum(moment.count for moment in moments)
+        if count:
+            figures[name] = sum(moment.total for moment in moments) / count
+            figures["n"] = max(figures.get("n", 0), count)
+    return figures
+
+
+def _moments(metrics: Mapping[str, Any]) -> dict[str, Moments]:
+    try:
+        return {
+            key: Moments(int(m["count"]), float(m["total"]), float(m["total_sq"]), tuple(m.get("quantiles", ())))
+            for key, m in metrics.items()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise DataError("rounds.jsonl has an evaluation without count, total and total_sq; restore the file") from None
+
+
+def _rounds(path: Path) -> list[dict[str, Any]]:
+    """The finished rounds in order. A last line that was cut by a crash is not a finished round."""
+    records = []
+    lines = path.read_text(errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line, parse_constant=lambda _: None)
+            whole = {"round", "seconds", "bytes_up", "training", "evaluation"} <= record.keys()
+        except (ValueError, AttributeError):
+            if number == len(lines):
+                break
+            whole = False
+        if not whole:
+            raise DataError(f"rounds.jsonl line {number} is not a round record; restore the file from a copy")
+        records.append(record)
+    return records
+
+
+def _campaign(path: Path) -> dict[str, Any]:
+    """The agreed campaign as plain values: an old report must not fail because a newer config has more keys."""
+    try:
+        campaign = json.loads(path.read_text())
+        known = {"name", "seed", "data", "degrade", "objective"} <= campaign.keys()
+    except (OSError, ValueError, AttributeError):
+        known = False
+    if not known:
+        raise DataError("run folder has rounds.jsonl but no readable campaign.json; copy the agreed campaign into it")
+    return dict(campaign)
+
+
+def _digest(campaign: Mapping[str, Any]) -> str:
+    """The digest that the sites agreed on: as shared.config.campaign_digest, over the file's own keys."""
+    data = {key: value for key, value in campaign["data"].items() if key not in ("root", "test")}
+    text = json.dumps({**campaign, "data": data}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

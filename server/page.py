@@ -1,0 +1,218 @@
+"""A run's findings in, one self-contained HTML page out: for a radiologist, a coordinator and a researcher.
+
+No script, no link, no font from elsewhere: the page opens from a memory stick in a hospital. All text is escaped by
+Jinja2; only the SVG that server/figures.py draws goes in as markup.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from server import charts, figures
+from server.findings import Findings
+from server.summary import matrices, summary_rows
+from server.wording import METRICS, QUALITY, bytes_shown, duration_shown, shown
+
+_TILES = ("psnr_db", "dice", "accuracy", "ssim")
+_LIMITS = (
+    "Research use only: not a medical device, not for diagnosis or treatment.",
+    "PSNR, SSIM and RMSE compare with the clean image of the same slice; they do not say whether a finding survived. "
+    "Look at the pictures and at Dice or accuracy beside them.",
+    "An enhancer can remove or invent small structures. The worst image of each site is shown for that reason.",
+)
+_SIMULATED = (
+    "Simulated on one machine: the degradation is synthetic and hospitals differ only in what was simulated. "
+    "Real scanners, readers and label habits differ in more ways."
+)
+
+
+def render(findings: Findings) -> str:
+    """The whole page as text."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["metric"] = lambda value, key: shown(key, value)
+    environment.filters["svg"] = Markup
+    return environment.get_template("report.html").render(**page(findings))
+
+
+def page(findings: Findings) -> dict[str, Any]:
+    """What the template shows, section by section."""
+    report = findings.report
+    sites = sites_of(findings)
+    summary = summary_rows(report["rows"])
+    quality = [key for key in QUALITY if any(key in metrics for _, metrics in summary)]
+    return {
+        "report": report,
+        "deployed": findings.deployed,
+        "title": _title(report["experiment"]),
+        "lead": lead(findings, sites),
+        "verdict": verdict(report["claims"]),
+        "tiles": _tiles(summary),
+        "metrics": METRICS,
+        "quality": quality,
+        "summary": [(key, metrics) for key, metrics in summary if any(name in metrics for name in quality)],
+        "matrices": matrices(report["rows"], sites),
+        "sites": [(site, figures.site_colour(index)) for index, site in enumerate(sites)],
+        "settings": figures.SETTING_COLOURS,
+        "masks": list(zip(_masks(findings), charts.MASK_COLOURS, strict=False)),
+        "parts": _parts(findings, sites),
+        "data": _data_table(findings.sites),
+        "costs": _costs(findings, summary),
+        "config": json.dumps(findings.config, indent=2, sort_keys=True),
+        "limits": _LIMITS if findings.deployed else (*_LIMITS, _SIMULATED),
+    }
+
+
+def sites_of(findings: Findings) -> list[str]:
+    """Sites in the order of the data sheet, else of the rows."""
+    tested = dict.fromkeys(row["test_site"] for row in findings.report["rows"] if row["test_site"] != "all")
+    return [
+        *(site for site in findings.sites if site in tested),
+        *(site for site in tested if site not in findings.sites),
+    ]
+
+
+def lead(findings: Findings, sites: Sequence[str]) -> str:
+    """The result in a few sentences, from the first method's rows over all sites."""
+    summary = summary_rows(findings.report["rows"])
+    if not summary:
+        return "No result over all sites was recorded."
+    method = summary[0][0][0]
+    by_setting = {setting: metrics for (name, setting), metrics in summary if name == method}
+    federated, degraded = by_setting.get("federated", {}), by_setting.get("degraded", {})
+    rounds = max((len([r for r in run.rounds if r.get("training")]) for run in findings.runs), default=0)
+    images = max((r["n"] for r in findings.report["rows"] if r["test_site"] == "all"), default=0)
+    who = _count(len(sites), "site")
+    words = [
+        f"{who[0].upper()}{who[1:]} trained an enhancer and a recogniser together"
+        + (f" in {_count(rounds, 'round')}" if rounds else "")
+        + "; only weight differences left a site."
+    ]
+    if "psnr_db" in federated and "psnr_db" in degraded:
+        gain = federated["psnr_db"] - degraded["psnr_db"]
+        words.append(
+            f"On {images:,} test images of patients that no training had seen, PSNR goes from "
+            f"{degraded['psnr_db']:.2f} dB (degraded) to {federated['psnr_db']:.2f} dB (enhanced), {gain:+.2f} dB."
+        )
+    recognised = [key for key in ("dice", "accuracy") if key in federated and key in degraded]
+    if recognised:
+        phrases = [f"{METRICS[key].heading} {federated[key]:.3f} (degraded {degraded[key]:.3f})" for key in recognised]
+        words.append(f"On the enhanced images the recogniser reaches {' and '.join(phrases)}.")
+    return " ".join(words)
+
+
+def verdict(claims: Sequence[Mapping[str, Any]]) -> str:
+    """How many claims hold, in words."""
+    if not claims:
+        return ""
+    held = sum(bool(claim["holds"]) for claim in claims)
+    if held == len(claims):
+        return f"All {len(claims)} claims hold." if held > 1 else "The claim holds."
+    return f"{held} of {len(claims)} claims hold."
+
+
+def _title(experiment: str) -> str:
+    name = experiment.replace("_", " ")
+    return name.upper() if len(name) <= 3 else name[0].upper() + name[1:]
+
+
+def _count(number: int, noun: str) -> str:
+    words = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+    counted = words[number] if number < len(words) else f"{number:,}"
+    return f"{counted} {noun}{'' if number == 1 else 's'}"
+
+
+def _tiles(summary: Sequence[tuple[tuple[str, str], Mapping[str, float]]]) -> list[dict[str, Any]]:
+    """Up to three large figures: federated, with what it stands against."""
+    if not summary:
+        return []
+    by_setting = {setting: metrics for (method, setting), metrics in summary if method == summary[0][0][0]}
+    tiles: list[dict[str, Any]] = []
+    for key in _TILES:
+        after, before = by_setting.get("federated", {}).get(key), by_setting.get("degraded", {}).get(key)
+        if after is not None and before is not None and len(tiles) < 3:
+            others = [name for name in ("degraded", "local", "pooled") if key in by_setting.get(name, {})]
+            tiles.append(
+                {
+                    "name": METRICS[key].heading,
+                    "value": shown(key, after),
+                    "unit": METRICS[key].unit,
+                    "gain": f"{after - before:+.{METRICS[key].decimals}f}",
+                    "others": [(name, shown(key, by_setting[name][key])) for name in others],
+                }
+            )
+    return tiles
+
+
+def _parts(findings: Findings, sites: Sequence[str]) -> list[dict[str, Any]]:
+    """Per method, from its first seed: pictures, spread, curves, histogram."""
+    parts = []
+    for method in dict.fromkeys(run.method for run in findings.runs):
+        run = next(run for run in findings.runs if run.method == method)
+        pictures = charts.load_pictures(run.pictures) if run.pictures and not findings.deployed else None
+        parts.append(
+            {
+                "method": method,
+                "seed": run.seed,
+                "strips": charts.strips(pictures, sites, _masks(findings)) if pictures else [],
+                "spreads": charts.spreads(run, pictures, sites),
+                "curves": charts.curves(run, sites),
+                "histogram": charts.histogram(pictures, sites) if pictures else None,
+            }
+        )
+    return parts
+
+
+def _masks(findings: Findings) -> list[str]:
+    campaign = findings.config.get("campaign", findings.config)
+    return [str(name) for name in campaign.get("data", {}).get("masks", ())]
+
+
+def _data_table(sites: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    columns = list(dict.fromkeys(key for values in sites.values() for key in values))
+    rows = [(site, [_cell(values.get(column)) for column in columns]) for site, values in sites.items()]
+    return {"columns": [column.replace("_", " ").replace(".", ": ") for column in columns], "rows": rows}
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.2f}".rstrip("0").rstrip(".")
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _costs(
+    findings: Findings, summary: Sequence[tuple[tuple[str, str], Mapping[str, float]]]
+) -> dict[str, Sequence[tuple[str, str]]]:
+    training = [
+        (f"{method}, {setting}", ", ".join(_spent(metrics)))
+        for (method, setting), metrics in summary
+        if "samples_seen" in metrics
+    ]
+    sent = sum(int(r.get("bytes_up", 0)) for run in findings.runs for r in run.rounds)
+    received = sum(int(r.get("bytes_down", 0)) for run in findings.runs for r in run.rounds)
+    traffic = [("sites to coordinator", bytes_shown(sent)), ("coordinator to sites", bytes_shown(received))]
+    times = [(name.replace("_", " "), duration_shown(float(value))) for name, value in findings.timings.items()]
+    dropped = sum(len(r.get("dropped", {})) for run in findings.runs for r in run.rounds)
+    return {
+        "times": [*times, ("whole run", duration_shown(float(findings.report["wall_s"])))],
+        "traffic": [*traffic, ("replies missed", f"{dropped}")],
+        "training": training,
+    }
+
+
+def _spent(metrics: Mapping[str, float]) -> list[str]:
+    spent = [f"{metrics['samples_seen']:,.0f} images drawn"]
+    return [*spent, duration_shown(metrics["seconds"])] if "seconds" in metrics else spent

@@ -1,0 +1,46 @@
+"""Charts read the run's own numbers: an evaluation stands at the round whose weights it judged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from server import charts
+from server.findings import Run, read_findings
+
+
+def test_evaluation_stands_one_round_before_the_record_that_carries_it() -> None:
+    record = {"round": 3, "training": {"a": {"loss": 0.5}}, "evaluation": {"a": {"psnr": {"count": 4, "total": 100.0}}}}
+    assert charts._series([record], "training", "loss", "a") == ([3], [0.5])
+    assert charts._series([record], "evaluation", "psnr", "a") == ([2], [25.0])
+    assert charts._series([record], "evaluation", "psnr", "absent") == ([], [])
+
+
+def test_what_was_not_measured_gives_no_chart() -> None:
+    run = Run("plain", 0, ({"round": 1, "training": {"a": {"loss_enhance": 0.1}}, "evaluation": {}},))
+    assert [chart.title for chart in charts.curves(run, ["a"])] == ["enhancement loss, training"]
+    assert charts.spreads(run, None, ["a"]) == []
+    assert charts.histogram({}, ["a"]) is None
+
+
+def test_both_error_maps_of_a_strip_share_one_scale(simulated_run: Path) -> None:
+    run = read_findings(simulated_run).runs[0]
+    assert run.pictures is not None
+    pictures = charts.load_pictures(run.pictures)
+    strips = charts.strips(pictures, ["north"], ["organ", "lesion"])
+    assert [strip.which for strip in strips] == ["median", "worst"]
+    error = np.abs(pictures["example/north/median/degraded"] - pictures["example/north/median/clean"])
+    assert strips[0].largest_error == float(np.quantile(error.astype(np.float64), 0.995))
+    titles = [panel.title for panel in strips[0].panels]
+    assert titles == ["clean", "degraded", "enhanced", "error before", "error after"]
+
+
+def test_dice_stands_beside_the_contours_it_belongs_to(simulated_run: Path) -> None:
+    run = read_findings(simulated_run).runs[0]
+    assert run.pictures is not None
+    strip = charts.strips(charts.load_pictures(run.pictures), ["coast"], ["organ", "lesion"])[0]
+    degraded, enhanced = strip.panels[1], strip.panels[2]
+    assert degraded.figures == ("PSNR 20.00 dB", "Dice 0.690")
+    assert enhanced.figures == ("PSNR 26.40 dB", "Dice 0.840")
+    assert [is_truth for _, _, is_truth in enhanced.contours] == [True, True, False, False]

@@ -1,0 +1,70 @@
+"""The words of the page: counts, verdicts and figures that a reader would repeat must be right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from server.findings import read_findings
+from server.page import lead, page, sites_of, verdict
+from server.wording import bytes_shown, duration_shown, shown
+
+
+@pytest.mark.parametrize(
+    ("held", "words"),
+    [
+        ([], ""),
+        ([True], "The claim holds."),
+        ([True] * 3, "All 3 claims hold."),
+        ([True, False], "1 of 2 claims hold."),
+    ],
+)
+def test_verdict_counts_the_claims_that_hold(held: list[bool], words: str) -> None:
+    assert verdict([{"holds": each} for each in held]) == words
+
+
+def test_lead_tells_sites_rounds_images_and_gain(simulated_run: Path) -> None:
+    findings = read_findings(simulated_run)
+    words = lead(findings, sites_of(findings))
+    assert words.startswith("Three sites trained an enhancer and a recogniser together in eight rounds")
+    assert "On 150 test images" in words
+    assert "Dice 0.835 (degraded 0.680) and accuracy 0.855 (degraded 0.700)" in words
+
+
+def test_site_names_keep_the_order_of_the_data_sheet(simulated_run: Path) -> None:
+    assert sites_of(read_findings(simulated_run)) == ["north", "coast", "valley"]
+
+
+def test_data_without_masks_is_shown_without_dice(simulated_run: Path) -> None:
+    record = json.loads((simulated_run / "record.json").read_text())
+    for row in record["rows"]:
+        row.pop("dice", None)
+    (simulated_run / "record.json").write_text(json.dumps(record))
+    shown_page = page(read_findings(simulated_run))
+    assert "dice" not in shown_page["quality"]
+    assert {matrix.metric for matrix in shown_page["matrices"]} == {"psnr_db", "accuracy"}
+
+
+def test_deployed_page_names_no_comparator(deployed_run: Path) -> None:
+    shown_page = page(read_findings(deployed_run))
+    assert {setting for (_, setting), _ in shown_page["summary"]} == {"clean", "degraded", "federated"}
+    assert shown_page["parts"][0]["spreads"], "the sites' quantiles are shown"
+    assert not shown_page["parts"][0]["strips"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (shown("psnr_db", 26.304, unit=True), "26.30 dB"),
+        (shown("dice", 0.8349), "0.835"),
+        (bytes_shown(999), "999 B"),
+        (bytes_shown(4_200_000), "4.2 MB"),
+        (duration_shown(59.94), "59.9 s"),
+        (duration_shown(185), "3 min 05 s"),
+        (duration_shown(3 * 3600 + 61), "3 h 01 min"),
+    ],
+)
+def test_figures_read_as_people_write_them(text: str, expected: str) -> None:
+    assert text == expected
