@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import os
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -102,9 +103,9 @@ class Store:
         return Store(folder, records, index.rule, _digest(index.rule["campaign"]), index.quarantine)
 
     def record(self, key: str) -> SeriesRecord:
-        for record in self.series:
-            if record.key == key:
-                return record
+        place = bisect_left(self.series, key, key=lambda record: record.key)
+        if place < len(self.series) and self.series[place].key == key:
+            return self.series[place]
         raise DataError(f"the store holds no series {key[:16]!r}; open the store again")
 
     def image(self, key: str) -> npt.NDArray[np.float32]:
