@@ -52,20 +52,19 @@ def _mean_B(values_BCHW: Tensor, region_BHW: Tensor | None) -> Tensor:
 
 
 def _ssim_map_BCHW(clean_BCHW: Tensor, other_BCHW: Tensor) -> Tensor:
-    x, y = clean_BCHW.double(), other_BCHW.double()
-    mean_x, mean_y, mean_xx, mean_yy, mean_xy = (_windowed(image) for image in (x, y, x * x, y * y, x * y))
+    x, y = clean_BCHW.float(), other_BCHW.float()
+    mean_x, mean_y, mean_xx, mean_yy, mean_xy = _windowed(torch.stack([x, y, x * x, y * y, x * y]))
     var_x, var_y, cov = mean_xx - mean_x**2, mean_yy - mean_y**2, mean_xy - mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
     score = (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
-    return score.float()
+    return score
 
 
-def _windowed(image_BCHW: Tensor) -> Tensor:
-    """Gaussian mean of each full window; two passes of one dimension."""
-    offsets = torch.arange(-_RADIUS, _RADIUS + 1, dtype=image_BCHW.dtype, device=image_BCHW.device)
+def _windowed(images: Tensor) -> Tensor:
+    """Gaussian mean of each full window over the last two axes; two passes of one dimension."""
+    offsets = torch.arange(-_RADIUS, _RADIUS + 1, dtype=images.dtype, device=images.device)
     window = torch.exp(-(offsets**2) / (2 * _SIGMA**2))
     window = window / window.sum()
-    batch, channels, height, width = image_BCHW.shape
-    flat = image_BCHW.reshape(batch * channels, 1, height, width)
+    flat = images.reshape(-1, 1, *images.shape[-2:])
     smooth = F.conv2d(F.conv2d(flat, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
-    return smooth.view(batch, channels, *smooth.shape[-2:])
+    return smooth.view(*images.shape[:-2], *smooth.shape[-2:])

@@ -28,7 +28,8 @@ def mean_over_classes(dice_of_classes_BK: npt.NDArray[np.float64]) -> npt.NDArra
     """Each image's mean over the classes it has a Dice for; NaN where it has none."""
     counted = np.isfinite(dice_of_classes_BK).sum(1)
     total = np.nansum(dice_of_classes_BK, axis=1)
-    means: npt.NDArray[np.float64] = np.where(counted > 0, total / np.maximum(counted, 1), np.nan)
+    means: npt.NDArray[np.float64] = np.full(len(total), np.nan)
+    np.divide(total, counted, out=means, where=counted > 0)
     return means
 
 
@@ -41,14 +42,16 @@ def per_patient(
     sums = np.zeros((len(patients), probabilities_BN.shape[1]))
     np.add.at(sums, inverse, probabilities_BN[known])
     counts = np.bincount(inverse, minlength=len(patients))
-    return sums / counts[:, None], diagnosis_B[known][first]
+    means: npt.NDArray[np.float64] = sums / counts[:, None]
+    return means, diagnosis_B[known][first]
 
 
 def correct_P(probabilities_PN: npt.NDArray[np.float64], diagnosis_P: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """1 where the most probable diagnosis is the true one, else 0: the mean is the accuracy."""
     if not len(diagnosis_P):
         return np.zeros(0)
-    return (probabilities_PN.argmax(1) == diagnosis_P).astype(np.float64)
+    correct_P: npt.NDArray[np.float64] = (probabilities_PN.argmax(1) == diagnosis_P).astype(np.float64)
+    return correct_P
 
 
 def auc(probabilities_PN: npt.NDArray[np.float64], diagnosis_P: npt.NDArray[np.int64]) -> float:

@@ -1,0 +1,149 @@
+"""Slices in, batches out: shuffled, augmented and freshly degraded for training; fixed for evaluation.
+
+Training batches are made in a background thread while the step before them runs. Augmentation is drawn as a value and
+then applied, like every degradation. In evaluation a slice's degradation is drawn from the campaign's seed and the
+slice's identity alone: every model, at every site and in the pooled comparison, sees the same noise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from client.dataset import Slices
+from shared.batch import Batch
+from shared.config import CampaignConfig
+from shared.images.degrade import degrade_batch, draw
+from shared.seeding import generator
+
+READY_BATCHES = 3
+LARGEST_SHIFT = 1 / 16
+"""Of the image's height and width."""
+
+
+@dataclass(frozen=True, slots=True)
+class Augmentation:
+    """A left-right flip, then a shift in pixels with background moving in."""
+
+    flip: bool
+    down: int
+    right: int
+
+
+def training_batches(
+    slices: Slices, campaign: CampaignConfig, *, site: str, round: int, steps: int, pin: bool = False
+) -> Iterator[Batch]:
+    """`steps` batches of exactly `training.batch_size` images; every slice comes once before any comes again."""
+    purpose = ("site", site, "round", round)
+    order, augment, degrade = (generator(campaign.seed, *purpose, what) for what in ("order", "augment", "degrade"))
+
+    size = campaign.training.batch_size
+
+    def make() -> Iterator[Batch]:
+        waiting = torch.zeros(0, dtype=torch.int64)
+        for _ in range(steps):
+            while len(waiting) < size:
+                waiting = torch.cat([waiting, torch.randperm(len(slices), generator=order)])
+            chosen, waiting = waiting[:size], waiting[size:]
+            batch = _training_batch(slices, chosen, campaign, augment, degrade)
+            yield batch.pinned() if pin else batch
+
+    return prefetched(make())
+
+
+def _training_batch(
+    slices: Slices, chosen_B: Tensor, campaign: CampaignConfig, augment: torch.Generator, degrade: torch.Generator
+) -> Batch:
+    height, width = slices.clean_NCHW.shape[-2:]
+    if campaign.training.augment:
+        drawn = [draw_augmentation(height, width, augment) for _ in chosen_B]
+    else:
+        drawn = [Augmentation(False, 0, 0)] * len(chosen_B)
+    clean_BCHW = augmented(slices.clean_NCHW[chosen_B], drawn)
+    if campaign.degrade.kind == "pairs":
+        assert slices.degraded_NCHW is not None, "open_site refuses a site without pairs"
+        degraded_BCHW = augmented(slices.degraded_NCHW[chosen_B], drawn)
+    else:
+        degraded_BCHW = degrade_batch(clean_BCHW, [draw(campaign.degrade, degrade, campaign.data) for _ in chosen_B])
+    mask_BHW = augmented(slices.mask_NHW[chosen_B], drawn).long()
+    return Batch(degraded_BCHW, clean_BCHW, mask_BHW, slices.has_mask_N[chosen_B], slices.diagnosis_N[chosen_B])
+
+
+def draw_augmentation(height: int, width: int, rng: torch.Generator) -> Augmentation:
+    """Half of the images flipped; shifts uniform up to a sixteenth of the image."""
+    down, right = (int(size * LARGEST_SHIFT) for size in (height, width))
+    return Augmentation(
+        bool(torch.randint(2, (), generator=rng)),
+        int(torch.randint(-down, down + 1, (), generator=rng)),
+        int(torch.randint(-right, right + 1, (), generator=rng)),
+    )
+
+
+def augmented(images: Tensor, augmentations: Sequence[Augmentation]) -> Tensor:
+    """Images or masks (batch first, rows and columns last), each by its own augmentation."""
+    moved = []
+    for image, drawn in zip(images, augmentations, strict=True):
+        flipped = image.flip(-1) if drawn.flip else image
+        # A negative pad crops: what leaves on one side is replaced by zeros on the other.
+        moved.append(F.pad(flipped, (drawn.right, -drawn.right, drawn.down, -drawn.down)))
+    return torch.stack(moved)
+
+
+def evaluation_batches(slices: Slices, campaign: CampaignConfig, batch_size: int) -> Iterator[Batch]:
+    """All slices in order, each with its one evaluation degradation."""
+    for chosen_B in torch.split(torch.arange(len(slices)), batch_size):
+        yield evaluation_batch(slices, campaign, chosen_B)
+
+
+def evaluation_batch(slices: Slices, campaign: CampaignConfig, chosen_B: Tensor) -> Batch:
+    """The given slices (int64 indices) with their evaluation degradation."""
+    clean_BCHW = slices.clean_NCHW[chosen_B]
+    if campaign.degrade.kind == "pairs":
+        assert slices.degraded_NCHW is not None, "open_site refuses a site without pairs"
+        degraded_BCHW = slices.degraded_NCHW[chosen_B]
+    else:
+        names = [slices.identity[int(index)] for index in chosen_B]
+        rngs = [generator(campaign.seed, "evaluation", "degrade", name) for name in names]
+        degraded_BCHW = degrade_batch(clean_BCHW, [draw(campaign.degrade, rng, campaign.data) for rng in rngs])
+    mask_BHW = slices.mask_NHW[chosen_B].long()
+    return Batch(degraded_BCHW, clean_BCHW, mask_BHW, slices.has_mask_N[chosen_B], slices.diagnosis_N[chosen_B])
+
+
+def prefetched(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches, made up to READY_BATCHES ahead in a thread that ends when the caller stops listening."""
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(READY_BATCHES)
+    stopped = threading.Event()
+
+    def put(item: Batch | BaseException | None) -> None:
+        while not stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put(item, timeout=0.1)
+                return
+
+    def work() -> None:
+        try:
+            for batch in batches:
+                put(batch)
+                if stopped.is_set():
+                    return
+            put(None)
+        except BaseException as error:  # noqa: BLE001 - raised again where the batches are awaited
+            put(error)
+
+    thread = threading.Thread(target=work, name="batches", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stopped.set()
+        thread.join()

@@ -1,0 +1,196 @@
+"""One round at one site: networks and slices in, moved weights and a record of the training out.
+
+A straight loop. Everything random comes from (campaign.seed, site, round), so the same inputs give the same weights to
+the last bit on the same machine with the same number of threads. A federated site starts every round with fresh
+optimisers; comparators that train without a federation hand their `TrainingState` on.
+
+Out of memory on a GPU: the step is repeated in micro batches of half the size, whose gradients add up to those of the
+whole batch, and the smaller size is kept. The gate sees the whole batch either way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from client.batches import training_batches
+from client.dataset import Slices
+from client.train import gradprom, recognise
+from client.train.gradprom import Anchor, Gradients, Optimisers, Share, StepRecord
+from shared.batch import Batch
+from shared.config import CampaignConfig, MachineConfig
+from shared.errors import ConfigError
+from shared.networks import Networks, placed
+from shared.recognise.losses import labelled
+from shared.seeding import derived_seed
+
+LOWEST_RATE = 0.01
+"""The cosine schedule ends at this share of the learning rate."""
+
+CHECK_EVERY = 16
+"""Steps between looks at the device's flag of finiteness; on the CPU a look costs nothing and every step has one."""
+
+GradientsOf = Callable[[Networks, Batch, Share, CampaignConfig], Gradients]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainingState:
+    """What a comparator keeps between rounds; it belongs to the networks that it was made with."""
+
+    optimisers: Optimisers
+    micro_size: int
+    """Images at a time; below the batch size once memory ran out."""
+
+
+def train_round(
+    networks: Networks,
+    slices: Slices,
+    campaign: CampaignConfig,
+    machine: MachineConfig,
+    *,
+    site: str,
+    round: int,
+    steps: int,
+    state: TrainingState | None = None,
+    on_step: Callable[[int, int], None] | None = None,
+) -> tuple[Mapping[str, float], TrainingState]:
+    """Train `networks` in place for `steps` steps of 1-based `round`.
+
+    The record holds loss_enhance, loss_recognise (means over steps), learning_rate (last), samples, seconds, and where
+    the task gradient was looked at gate_open_rate and mean_cosine. `on_step(done, steps)` is called after each step.
+    Raises DataError if a loss or gradient is not finite (no weights must leave then), ConfigError if not even one
+    image fits in memory.
+    """
+    began = time.perf_counter()
+    device = placed(networks, machine)
+    state = state or _fresh_state(networks, campaign)
+    anchor = _anchor(networks, campaign)
+    records: list[StepRecord] = []
+    rate = 0.0
+    with _seeded_dropout(campaign, device, site, round), _compiled(networks, machine) as used:
+        batches = training_batches(slices, campaign, site=site, round=round, steps=steps, pin=device.type == "cuda")
+        for step, batch in enumerate(batches):
+            progress = ((round - 1) + step / steps) / campaign.rounds.rounds
+            warm = progress < campaign.objective.warmup
+            _set_modes(networks, frozen=campaign.objective.kind == "frozen" and not warm)
+            rate = learning_rate(campaign, progress)
+            _set_rate(state.optimisers, rate)
+            gradients_of = recognise.warmup_gradients if warm else gradprom.gradients
+            moved = batch.to(device, channels_last=machine.channels_last)
+            found, micro_size = batch_gradients(used, moved, campaign, machine, gradients_of, state.micro_size)
+            state = replace(state, micro_size=micro_size)
+            check = device.type == "cpu" or step % CHECK_EVERY == 0
+            records.append(gradprom.update(networks, state.optimisers, found, campaign, anchor=anchor, check=check))
+            if on_step is not None:
+                on_step(step + 1, steps)
+    gradprom.require_finite(torch.stack([record.finite for record in records]).all())
+    samples = float(steps * campaign.training.batch_size)
+    spent = {"learning_rate": rate, "samples": samples, "seconds": time.perf_counter() - began}
+    return {**_means(records), **spent}, state
+
+
+def batch_gradients(
+    networks: Networks,
+    batch: Batch,
+    campaign: CampaignConfig,
+    machine: MachineConfig,
+    gradients_of: GradientsOf,
+    micro_size: int,
+) -> tuple[Gradients, int]:
+    """The whole batch's gradients and the micro batch size that they fitted in memory with."""
+    counts = labelled(batch)
+
+    def sum_of_parts() -> Gradients | None:
+        total: Gradients | None = None
+        autocast = torch.autocast(batch.clean_BCHW.device.type, torch.bfloat16, enabled=machine.precision == "bfloat16")
+        with contextlib.suppress(torch.OutOfMemoryError), autocast:
+            for part in batch.micro_batches(micro_size):
+                found = gradients_of(networks, part, Share(part.size / batch.size, counts), campaign)
+                total = found if total is None else total + found
+            return total
+        return None
+
+    # The retry is outside of the function that failed: its frame would keep the failed step's tensors alive.
+    while (total := sum_of_parts()) is None:
+        if micro_size == 1:
+            raise ConfigError("one image does not fit in the device's memory; lower enhance.channels or use device=cpu")
+        micro_size = max(1, min(micro_size, batch.size) // 2)
+        if batch.clean_BCHW.device.type == "cuda":
+            torch.cuda.empty_cache()
+    return total, micro_size
+
+
+def learning_rate(campaign: CampaignConfig, progress: float) -> float:
+    """At `progress` in [0, 1) of the campaign's rounds."""
+    if campaign.training.schedule == "constant":
+        return campaign.training.learning_rate
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    return campaign.training.learning_rate * (LOWEST_RATE + (1 - LOWEST_RATE) * cosine)
+
+
+def _fresh_state(networks: Networks, campaign: CampaignConfig) -> TrainingState:
+    optimisers = Optimisers(
+        gradprom.make_optimiser(networks.enhancer, campaign), gradprom.make_optimiser(networks.recogniser, campaign)
+    )
+    return TrainingState(optimisers, campaign.training.batch_size)
+
+
+def _anchor(networks: Networks, campaign: CampaignConfig) -> Anchor | None:
+    if campaign.strategy.kind != "fedprox":
+        return None
+    enhancer_D, recogniser_D = (
+        gradprom.flat(gradprom.trained(network)) for network in (networks.enhancer, networks.recogniser)
+    )
+    return Anchor(enhancer_D, recogniser_D, campaign.strategy.proximal_mu)
+
+
+def _set_modes(networks: Networks, *, frozen: bool) -> None:
+    networks.enhancer.train()
+    networks.recogniser.train(not frozen)
+
+
+def _set_rate(optimisers: Optimisers, rate: float) -> None:
+    for optimiser in (optimisers.enhancer, optimisers.recogniser):
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+
+
+@contextlib.contextmanager
+def _seeded_dropout(campaign: CampaignConfig, device: torch.device, site: str, round: int) -> Iterator[None]:
+    """torch's dropout knows the global generator only; inside, it is this round's, and outside it was never touched."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(derived_seed(campaign.seed, "site", site, "round", round, "dropout"))
+        yield
+
+
+@contextlib.contextmanager
+def _compiled(networks: Networks, machine: MachineConfig) -> Iterator[Networks]:
+    """Compiled forms that share the networks' weights, where the machine asks for them."""
+    if not machine.compile:
+        yield networks
+        return
+    import torch._functorch.config as functorch_config
+
+    # Two products with one graph: the first must leave the buffers that the second reads.
+    with functorch_config.patch(donated_buffer=False):
+        yield Networks(*(cast(nn.Module, torch.compile(net)) for net in (networks.enhancer, networks.recogniser)))
+
+
+def _means(records: list[StepRecord]) -> dict[str, float]:
+    gates = [record.gate_open.float() for record in records if record.gate_open is not None]
+    cosines = [record.cosine for record in records if record.cosine is not None]
+    columns: dict[str, list[Tensor]] = {
+        "loss_enhance": [record.enhance_loss for record in records],
+        "loss_recognise": [record.recognise_loss for record in records],
+        "gate_open_rate": gates,
+        "mean_cosine": cosines,
+    }
+    return {name: float(torch.stack(values).mean()) for name, values in columns.items() if values}
