@@ -13,8 +13,10 @@ and blurs the tissue maps.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from shared.config import HospitalConfig, SimulationConfig
 from shared.errors import ConfigError
@@ -34,6 +36,9 @@ LONGEST_MM = 120.0  # slices farther apart leave the brain
 WHITE_SIGNAL = 0.82  # T1 signal of white matter in the template
 STORED_WHITE = 900.0
 FAST_PSF_MM = 0.8
+LESION_DEPTH_MM = 13.0
+
+Labels: TypeAlias = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,12 +74,14 @@ def draw_contrast(rng: np.random.Generator) -> Contrast:
     return Contrast(float(rng.uniform(-0.06, 0.06)), float(rng.uniform(-0.04, 0.04)), float(rng.uniform(0.8, 1.2)))
 
 
-def anatomy(template: Template, points_ras_mm: Floats, contrast: Contrast) -> tuple[Floats, np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:
+def anatomy(template: Template, points_ras_mm: Floats, contrast: Contrast) -> tuple[Floats, Labels]:
     """T1 signal (1 is white matter) and labels 0, GREY, WHITE at points (3, D, H, W) of the template's space."""
     from scipy.ndimage import map_coordinates
 
     voxels = points_ras_mm - np.asarray(template.origin_ras_mm, dtype=np.float32).reshape(3, 1, 1, 1)
-    t1, grey, white = (map_coordinates(v, voxels, order=1, mode="constant") for v in (template.t1, template.grey, template.white))
+    t1, grey, white = (
+        map_coordinates(v, voxels, order=1, mode="constant") for v in (template.t1, template.grey, template.white)
+    )
     signal = t1 / np.float32(WHITE_SIGNAL) + grey * np.float32(contrast.grey) + white * np.float32(contrast.white)
     other = 1 - grey - white  # cerebrospinal fluid and background
     label = np.argmax(np.stack([other, grey, white]), axis=0).astype(np.uint8)
@@ -90,6 +97,14 @@ def _geometry(hospital: HospitalConfig, slices: int) -> tuple[Geometry, tuple[in
         )
     shape = (slices, round(FIELD_OF_VIEW_MM / spacing[1]), round(FIELD_OF_VIEW_MM / spacing[2]))
     return axial(shape[1], shape[2], slices, spacing), shape
+
+
+def _deep_white(label_DHW: Labels, pixel_mm: tuple[float, float]) -> npt.NDArray[np.bool_]:
+    """White matter at least `LESION_DEPTH_MM` below the brain's surface: room for a lesion."""
+    from scipy.ndimage import distance_transform_edt
+
+    depth_mm = np.stack([distance_transform_edt(label_HW > 0, sampling=pixel_mm) for label_HW in label_DHW])
+    return np.asarray((label_DHW == WHITE) & (depth_mm >= LESION_DEPTH_MM))
 
 
 def _stored(received: Floats, gain: float) -> Stored:
@@ -111,7 +126,9 @@ def renderer(config: SimulationConfig) -> Renderer:
 
         lesion_rng = numpy_generator(seed, "hospitals", case.site, case.number, "lesions")
         if case.diagnosis in LESION_KINDS:
-            lesions = draw_lesions(lesion_rng, LESION_KINDS[case.diagnosis], grid, candidates_DHW=label == WHITE)
+            lesions = draw_lesions(
+                lesion_rng, LESION_KINDS[case.diagnosis], grid, candidates_DHW=_deep_white(label, pixel_mm)
+            )
             signal, lesion_DHW = insert(signal, lesions, grid)
             label[lesion_DHW] = LESION
 

@@ -39,9 +39,13 @@ def hospitals_of(config: SimulationConfig) -> tuple[HospitalConfig, ...]:
     """
     listed = config.hospitals.sites
     if not listed:
-        raise ConfigError("hospitals.sites is empty: list at least one hospital, or choose data=store for data that exist")
+        raise ConfigError(
+            "hospitals.sites is empty: list at least one hospital, or choose data=store for data that exist"
+        )
     hospitals = tuple(
-        listed[i] if i < len(listed) else replace(listed[i % len(listed)], name=f"{listed[i % len(listed)].name}-{i // len(listed) + 1}")
+        listed[i]
+        if i < len(listed)
+        else replace(listed[i % len(listed)], name=f"{listed[i % len(listed)].name}-{i // len(listed) + 1}")
         for i in range(config.sites)
     )
     names = [hospital.name for hospital in hospitals]

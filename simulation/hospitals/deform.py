@@ -44,7 +44,9 @@ def draw_deformation(rng: np.random.Generator) -> Deformation:
     return Deformation(linear.astype(np.float32), shift_mm.astype(np.float32), displacement.astype(np.float32))
 
 
-def _rotation(angles: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def _rotation(
+    angles: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
+) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     matrix = np.eye(3)
     for (first, second), angle in zip(((0, 1), (0, 2), (1, 2)), angles, strict=True):
         turn = np.eye(3)

@@ -10,6 +10,7 @@ A pair is two series of one study with one FrameOfReferenceUID and the same geom
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -143,9 +144,10 @@ def _write_series(
 
 
 def _copy(ds: Dataset) -> Dataset:
-    """New elements do not reach the original; `Dataset(ds)` would share them."""
+    """Assigning to an attribute changes its element in place, so every element is a new one too."""
     copied = Dataset()
-    copied.update(ds)
+    for element in ds:
+        copied.add(copy(element))
     return copied
 
 
@@ -158,9 +160,9 @@ def _image(series: Dataset, index: int, stored_HW: Stored, geometry: Geometry) -
         image.ImagePositionPatient = [decimal(value) for value in position]
         normal = np.cross(geometry.along_columns, geometry.along_rows)
         image.SliceLocation = decimal(float(np.dot(position, normal)))
-    image.PixelData = stored_HW.astype(stored_HW.dtype.newbyteorder("<")).tobytes()
-    if len(image.PixelData) % 2:
-        image.PixelData += b"\0"  # PS3.5 8.1.1: even length
+    pixels = stored_HW.astype(stored_HW.dtype.newbyteorder("<")).tobytes()
+    padding = b"\0" * (len(pixels) % 2)  # PS3.5 8.1.1: even length
+    image.add_new("PixelData", "OW" if stored_HW.dtype.itemsize == 2 else "OB", pixels + padding)
     image.file_meta = FileMetaDataset()
     image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID
     image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
@@ -177,8 +179,6 @@ def _add_pixel_module(ds: Dataset, stored_DHW: Stored, volume: Volume) -> None:
     ds.BitsAllocated = stored_DHW.dtype.itemsize * 8
     ds.BitsStored, ds.HighBit = volume.bits_stored, volume.bits_stored - 1
     ds.PixelRepresentation = int(stored_DHW.dtype.kind == "i")
-    kind = "OB" if stored_DHW.dtype.itemsize == 1 else "OW"
-    ds.add_new("PixelData", kind, b"")
     if ds.Modality != "MR" or (volume.slope, volume.intercept) != (1.0, 0.0):
         ds.RescaleSlope, ds.RescaleIntercept = decimal(volume.slope), decimal(volume.intercept)
         ds.RescaleType = "HU" if ds.Modality == "CT" else "US"

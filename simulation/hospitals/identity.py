@@ -71,7 +71,9 @@ def site_identity(seed: int, site: str) -> SiteIdentity:
     town = TOWNS[int(draw.integers(len(TOWNS)))]
     people = tuple(
         f"{FAMILY_NAMES[family]}^{GIVEN_NAMES[given]}^^Dr"
-        for family, given in zip(draw.permutation(len(FAMILY_NAMES))[:5], draw.permutation(len(GIVEN_NAMES))[:5], strict=True)
+        for family, given in zip(
+            draw.permutation(len(FAMILY_NAMES))[:5], draw.permutation(len(GIVEN_NAMES))[:5], strict=True
+        )
     )
     return SiteIdentity(
         institution=f"{site.title()} Invented Hospital",

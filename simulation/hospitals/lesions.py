@@ -15,6 +15,7 @@ from simulation.hospitals.volume import Floats, Vector
 
 HALF_HEIGHT_MM = (8.0, 11.0)
 APART_MM = 11.0  # slices between the centres of two neighbours
+BARREL_END = 0.25  # share of the cross-section that is left at the last slice
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,9 @@ def draw_lesions(
     for index in range(count):
         height = low + (index + 0.5 + float(rng.uniform(-0.2, 0.2))) * (high - low) / count
         nearest = int(np.abs(heights - height).argmin())
-        lesions.append(_draw_lesion(rng, kind, _centre(rng, grid_mm[:, nearest], candidates_DHW[nearest], lesions), height))
+        lesions.append(
+            _draw_lesion(rng, kind, _centre(rng, grid_mm[:, nearest], candidates_DHW[nearest], lesions), height)
+        )
     return tuple(lesions)
 
 
@@ -73,7 +76,11 @@ def _draw_lesion(rng: np.random.Generator, kind: LesionKind, centre: tuple[float
     return Lesion(
         kind=kind,
         centre_mm=(*centre, height),
-        half_axes_mm=(float(rng.uniform(*kind.radius_mm)), float(rng.uniform(*kind.radius_mm)), float(rng.uniform(*HALF_HEIGHT_MM))),
+        half_axes_mm=(
+            float(rng.uniform(*kind.radius_mm)),
+            float(rng.uniform(*kind.radius_mm)),
+            float(rng.uniform(*HALF_HEIGHT_MM)),
+        ),
         angle=float(rng.uniform(0, np.pi)),
         lobes=tuple((float(rng.uniform(0, 0.3 / order)), float(rng.uniform(0, 2 * np.pi))) for order in (2, 3, 4)),
     )
@@ -86,8 +93,13 @@ def _radius(lesion: Lesion, grid_mm: Floats) -> Floats:
     a, b, c = (np.float32(half) for half in lesion.half_axes_mm)
     u, v, w = (cosine * x + sine * y) / a, (cosine * y - sine * x) / b, z / c
     around = np.arctan2(v, u)
-    outline = 1 + sum(np.float32(amp) * np.sin(order * around + np.float32(phase)) for order, (amp, phase) in enumerate(lesion.lobes, 2))
-    return np.asarray(np.sqrt(u * u + v * v + w * w) / outline, dtype=np.float32)
+    outline = 1 + sum(
+        np.float32(amp) * np.sin(order * around + np.float32(phase))
+        for order, (amp, phase) in enumerate(lesion.lobes, 2)
+    )
+    # A barrel with flat ends, not an ellipsoid: every slice that meets the lesion cuts its centre as well as its rim.
+    barrel = np.sqrt(np.maximum(1 - w**4, np.float32(BARREL_END)))
+    return np.where(w**4 < 1 - BARREL_END, np.hypot(u, v) / (outline * barrel), np.float32(9)).astype(np.float32)
 
 
 def _sigmoid(value: Floats) -> Floats:

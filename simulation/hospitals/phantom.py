@@ -50,7 +50,9 @@ def draw_body(rng: np.random.Generator, length_mm: float, *, diseased: bool) -> 
         Ellipsoid((0, 0, 0), (width, depth, endless), FAT_HU),
         Ellipsoid((0, 0, 0), (width - fat, depth - fat, endless), float(rng.uniform(25, 50))),
         Ellipsoid((0, depth - fat - 26, 0), (19, 17, endless), 350.0),
-        Ellipsoid((rng.uniform(45, 60), rng.uniform(-15, 10), 0), (28, 24, 1.5 * length_mm), float(rng.uniform(60, 75))),
+        Ellipsoid(
+            (rng.uniform(45, 60), rng.uniform(-15, 10), 0), (28, 24, 1.5 * length_mm), float(rng.uniform(60, 75))
+        ),
     )
     centre = (float(rng.uniform(-48, -36)), float(rng.uniform(-22, -6)), float(rng.uniform(-0.1, 0.1) * length_mm))
     half = (float(rng.uniform(52, 64)), float(rng.uniform(42, 52)), 1.2 * length_mm)

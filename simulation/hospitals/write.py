@@ -111,7 +111,11 @@ def _write_site(
             on_progress(case.site, case.number + 1, len(cases))
     with (place / "diagnoses.csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([("PatientID", "diagnosis"), *diagnoses])
-    codes = {"name": hospital.name, "mask_codes": mask_codes, "diagnosis_codes": {name: name for name in data.diagnoses}}
+    codes = {
+        "name": hospital.name,
+        "mask_codes": mask_codes,
+        "diagnosis_codes": {name: name for name in data.diagnoses},
+    }
     (place / "site.json").write_text(json.dumps(codes, indent=1, sort_keys=True) + "\n")
 
 
