@@ -56,15 +56,24 @@ def _ssim_map_BCHW(clean_BCHW: Tensor, other_BCHW: Tensor) -> Tensor:
     mean_x, mean_y, mean_xx, mean_yy, mean_xy = _windowed(torch.stack([x, y, x * x, y * y, x * y]))
     var_x, var_y, cov = mean_xx - mean_x**2, mean_yy - mean_y**2, mean_xy - mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
-    score = (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
-    return score
+    alike, spread = 2 * mean_x * mean_y + c1, mean_x**2 + mean_y**2 + c1
+    score_BCHW: Tensor = alike * (2 * cov + c2) / (spread * (var_x + var_y + c2))
+    return score_BCHW
 
 
 def _windowed(images: Tensor) -> Tensor:
-    """Gaussian mean of each full window over the last two axes; two passes of one dimension."""
-    offsets = torch.arange(-_RADIUS, _RADIUS + 1, dtype=images.dtype, device=images.device)
-    window = torch.exp(-(offsets**2) / (2 * _SIGMA**2))
-    window = window / window.sum()
-    flat = images.reshape(-1, 1, *images.shape[-2:])
-    smooth = F.conv2d(F.conv2d(flat, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
-    return smooth.view(*images.shape[:-2], *smooth.shape[-2:])
+    """Gaussian mean of each full window over the last two axes.
+
+    Two products with banded matrices: on a CPU several times faster than a convolution with one channel.
+    """
+    rows_of_window, columns_of_window = (_window_matrix(size, images) for size in images.shape[-2:])
+    smooth: Tensor = rows_of_window @ images @ columns_of_window.T
+    return smooth
+
+
+def _window_matrix(size: int, like: Tensor) -> Tensor:
+    """Row i holds the window of 2 * radius + 1 weights that starts at pixel i."""
+    starts = torch.arange(size - 2 * _RADIUS, device=like.device, dtype=like.dtype)
+    offset = torch.arange(size, device=like.device, dtype=like.dtype) - starts[:, None] - _RADIUS
+    weights = torch.exp(-(offset**2) / (2 * _SIGMA**2)) * (offset.abs() <= _RADIUS)
+    return weights / weights.sum(1, keepdim=True)
