@@ -23,6 +23,9 @@ from shared.errors import ConfigError, WardroundError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from server.records import RoundRecord
+    from server.submit import Submitted
+
 _OUT = Console(highlight=False, soft_wrap=True)
 
 
@@ -111,20 +114,26 @@ def _submit(arguments: argparse.Namespace, *, resume: bool) -> int:
     submitted = submit(coordinator, campaign, sites, resume=resume)
     _OUT.print(f"Campaign {campaign.name} is submitted to {', '.join(submitted.sites)}; files in {submitted.run_dir}")
     with _progress() as progress:
-        bar = progress.add_task("rounds", total=submitted.rounds)
+        bar = progress.add_task("rounds", total=submitted.rounds + 1)
+        if submitted.known:
+            progress.console.print(f"going on after round {max(submitted.known)}")
+            progress.update(bar, completed=max(submitted.known))
 
-        def show(record: dict[str, Any]) -> None:
-            progress.console.print(_round_line(record, len(submitted.sites)))
-            progress.update(bar, completed=min(int(record["round"]), submitted.rounds))
+        def show(record: RoundRecord) -> None:
+            progress.console.print(_round_line(record, submitted))
+            progress.update(bar, completed=int(record["round"]))
 
         follow(coordinator, submitted, show)
     _OUT.print(f"Completed. Report: wardround-coordinator report {submitted.run_dir}")
     return 0
 
 
-def _round_line(record: dict[str, Any], num_sites: int) -> str:
+def _round_line(record: RoundRecord, submitted: Submitted) -> str:
+    """The closing evaluation judges the final weights and is numbered after the last round."""
+    number = int(record["round"])
+    name = f"round {number}" if number <= submitted.rounds else "closing evaluation"
     dropped = "; ".join(f"{site} missing: {reason}" for site, reason in record.get("dropped", {}).items())
-    line = f"round {record['round']}: {len(record['participants'])} of {num_sites} sites, {record['seconds']:.1f} s"
+    line = f"{name}: {len(record['participants'])} of {len(submitted.sites)} sites, {record['seconds']:.1f} s"
     return f"{line}; {dropped}" if dropped else line
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import datetime as dt
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from server import folder, processes
 from server.folder import Coordinator
 from server.outcome import read_outcome
-from server.submit import read_rounds
+from server.records import read_records
 from shared.config import load_campaign
 from shared.errors import ConfigError, RefusedError, WardroundError
 from shared.reach import check_reachable, is_free
@@ -87,15 +88,16 @@ def status(coordinator: Coordinator, now: dt.datetime) -> dict[str, Any]:
     }
 
 
-def _run(run_dir: Any) -> dict[str, Any]:
+def _run(run_dir: Path) -> dict[str, Any]:
     outcome = read_outcome(run_dir)
+    done = read_records(run_dir)
     word = "under way or lost" if outcome is None else "completed" if outcome.completed else "failed"
     try:
         rounds = load_campaign(run_dir / "campaign.json").rounds.rounds
     except WardroundError:
         rounds = None
     return {
-        "rounds_done": len(read_rounds(run_dir)),
+        "rounds_done": min(max((record["round"] for record in done), default=0), rounds or 0),
         "rounds": rounds,
         "state": word,
         "reason": outcome.reason if outcome else "",

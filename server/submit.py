@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from server import processes
 from server.bundle import write_bundle, write_run_config
 from server.folder import Coordinator
 from server.outcome import Outcome, read_outcome, remove_outcome
+from server.records import RoundRecord, read_records
 from shared.config import CampaignConfig, campaign_digest, load_campaign, save_campaign
 from shared.errors import ConfigError, PeerError, WardroundError
 
@@ -34,6 +34,8 @@ class Submitted:
     run_id: str
     rounds: int
     sites: tuple[str, ...]
+    known: frozenset[int] = frozenset()
+    """Rounds that an earlier run of the same folder has finished."""
 
 
 def submit(
@@ -48,11 +50,12 @@ def submit(
     run_dir.mkdir(parents=True, exist_ok=True)
     save_campaign(campaign, run_dir / "campaign.json")
     remove_outcome(run_dir)
+    known = frozenset(int(record["round"]) for record in read_records(run_dir)) if resume else frozenset()
     app = write_bundle(coordinator.flower / "bundles", digest)
     values = write_run_config(app.parent / "run.toml", str(run_dir.relative_to(coordinator.folder)), sites)
     run_id = processes.start_run(coordinator, app, values)
     _record(run_dir, [*_earlier(run_dir), run_id])
-    return Submitted(run_dir, run_id, campaign.rounds.rounds, sites)
+    return Submitted(run_dir, run_id, campaign.rounds.rounds, sites, known)
 
 
 def _chosen(coordinator: Coordinator, campaign: CampaignConfig, sites: tuple[str, ...]) -> tuple[str, ...]:
@@ -108,16 +111,17 @@ def _record(run_dir: Path, run_ids: list[str]) -> None:
 # ------------------------------------------------------------------------------------------- following
 
 
-def follow(coordinator: Coordinator, submitted: Submitted, on_round: Callable[[dict[str, Any]], None]) -> None:
+def follow(coordinator: Coordinator, submitted: Submitted, on_round: Callable[[RoundRecord], None]) -> None:
     """Call `on_round` for every finished round until the run ends; raises the error that it ended with."""
-    seen = 0
+    seen = set(submitted.known)
     next_question = time.monotonic() + FLOWER_POLL_S
     while True:
         outcome = read_outcome(submitted.run_dir)  # read before the rounds, so that the last round is not missed
-        rounds = read_rounds(submitted.run_dir)
-        for record in rounds[seen:]:
-            on_round(record)
-        seen = len(rounds)
+        rounds = read_records(submitted.run_dir)
+        for record in rounds:
+            if record["round"] not in seen:
+                on_round(record)
+                seen.add(record["round"])
         if outcome is None and time.monotonic() > next_question:
             outcome = _asked(coordinator, submitted)
             next_question = time.monotonic() + FLOWER_POLL_S
@@ -139,12 +143,3 @@ def _asked(coordinator: Coordinator, submitted: Submitted) -> Outcome | None:
         return left
     reason = f"the run ended as {status.status} without a word; go on at the lost round with resume"
     return Outcome(completed=False, exit_code=PeerError.exit_code, reason=reason)
-
-
-def read_rounds(run_dir: Path) -> list[dict[str, Any]]:
-    """The finished rounds of a run folder; a line that is still being written is left for the next look."""
-    try:
-        lines = (run_dir / "rounds.jsonl").read_text().splitlines(keepends=True)
-    except OSError:
-        return []
-    return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
