@@ -27,6 +27,7 @@ from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag, Tag
 
 from client.ingest.keys import date_shift_days, keyed_id, keyed_uid
+from client.ingest.keys import load_or_create_secret as load_or_create_secret
 from client.ingest.reasons import Quarantined, Reason
 from shared.config import DeidentifyConfig
 from shared.errors import ConfigError
