@@ -52,7 +52,7 @@ def _existing_stores(config: SimulationConfig) -> dict[str, Prepared]:
 
 
 def _ingested(config: SimulationConfig, hospital: Path, sites: Path, on_progress: OnProgress) -> Prepared:
-    from client.ingest import ingest
+    from client.ingest.run import ingest
     from client.ingest.deidentify import load_or_create_secret
 
     site, store = hospital.name, sites / hospital.name / "store"
@@ -70,7 +70,7 @@ def _ingested(config: SimulationConfig, hospital: Path, sites: Path, on_progress
         secret=load_or_create_secret(sites / site / "secret"),
         mask_codes=labels["mask_codes"],
         diagnosis_codes=labels["diagnosis_codes"],
-        on_progress=lambda done, total: on_progress("ingest", site, done, total),
+        on_progress=lambda stage, done, total: on_progress(f"ingest: {stage}", site, done, total),
     )
     table = tuple((str(outcome), str(reason), int(count)) for outcome, reason, count in report.table())
     marker.write_text(json.dumps({"recipe": recipe, "table": table}))
