@@ -108,7 +108,9 @@ def _deep_white(label_DHW: Labels, pixel_mm: tuple[float, float]) -> npt.NDArray
 
 
 def _stored(received: Floats, gain: float) -> Stored:
-    return np.clip(np.rint(received * np.float32(STORED_WHITE * gain)), 0, 4095).astype(np.uint16)
+    scaled = received * np.float32(STORED_WHITE * gain)
+    stored: npt.NDArray[np.uint16] = np.clip(np.rint(scaled), 0, 4095).astype(np.uint16)
+    return stored
 
 
 def renderer(config: SimulationConfig) -> Renderer:

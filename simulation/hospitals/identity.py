@@ -12,8 +12,8 @@ from shared.seeding import derived_seed, numpy_generator
 
 FAMILY_NAMES = (
     "Quillfeather", "Mockingham", "Sampleton", "Nonesuch", "Figmentson", "Makebeliev", "Dummyfield", "Placeholdt",
-    "Fabricatti", "Inventorsky", "Phantomas", "Testerfield", "Mustermannova", "Notarealname", "Fictionberg", "Loremipsum",
-    "Pretendez", "Simulacra", "Unrealson", "Wardroundova",
+    "Fabricatti", "Inventorsky", "Phantomas", "Testerfield", "Mustermannova", "Notarealname", "Fictionberg",
+    "Loremipsum", "Pretendez", "Simulacra", "Unrealson", "Wardroundova",
 )  # fmt: skip
 GIVEN_NAMES = (
     "Aurelianne", "Bartholomina", "Celestino", "Dulcibella", "Evanderic", "Florimonda", "Galahadine", "Hyacinthus",
@@ -88,7 +88,7 @@ def site_identity(seed: int, site: str) -> SiteIdentity:
 
 
 def patient_identity(seed: int, site: str, number: int) -> PatientIdentity:
-    """Patients of one site never share a PatientID or accession number; those of two sites share none but by a 1e-8 chance."""
+    """Patients of one site never share a PatientID or accession number; two sites share one with a chance of 1e-8."""
     draw = numpy_generator(seed, "hospitals", site, number, "identity")
     block = f"{derived_seed(seed, 'patient id', site) % 10**8:08d}{number:04d}"
     study_day = datetime.date(2018, 1, 1) + datetime.timedelta(days=int(draw.integers(2500)))

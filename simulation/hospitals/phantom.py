@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from shared.config import HospitalConfig, SimulationConfig
 from shared.seeding import numpy_generator
@@ -75,10 +76,11 @@ def _draw_lesion(rng: np.random.Generator, organ: Ellipsoid, length_mm: float, s
 def _radius(ellipsoid: Ellipsoid, grid: Floats) -> Floats:
     """1 on the surface, below 1 inside."""
     parts = zip(grid, ellipsoid.centre_mm, ellipsoid.half_mm, strict=True)
-    return np.sqrt(sum(((axis - np.float32(c)) / np.float32(h)) ** 2 for axis, c, h in parts)).astype(np.float32)
+    squared = sum(((axis - np.float32(centre)) / np.float32(half)) ** 2 for axis, centre, half in parts)
+    return np.asarray(np.sqrt(squared), dtype=np.float32)
 
 
-def paint(body: Body, grid: Floats, pixel_mm: float) -> tuple[Floats, np.ndarray[tuple[int, ...], np.dtype[np.uint8]]]:
+def paint(body: Body, grid: Floats, pixel_mm: float) -> tuple[Floats, npt.NDArray[np.uint8]]:
     """HU (D, H, W) with edges one pixel wide, and labels 1 organ, 2 lesion where the pixel's centre lies inside."""
     image_hu = np.full(grid.shape[1:], AIR_HU, dtype=np.float32)
     label = np.zeros(grid.shape[1:], dtype=np.uint8)
@@ -93,7 +95,8 @@ def paint(body: Body, grid: Floats, pixel_mm: float) -> tuple[Floats, np.ndarray
 
 
 def _stored(image_hu: Floats) -> Stored:
-    return np.clip(np.rint(image_hu - np.float32(INTERCEPT_HU)), 0, 4095).astype(np.int16)
+    stored: npt.NDArray[np.int16] = np.clip(np.rint(image_hu - np.float32(INTERCEPT_HU)), 0, 4095).astype(np.int16)
+    return stored
 
 
 def renderer(config: SimulationConfig) -> Renderer:

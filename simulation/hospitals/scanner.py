@@ -49,7 +49,7 @@ def bias_field(weights: tuple[float, ...], amplitude: float, grid_mm: Floats) ->
     basis = (x, y, z, x * y, y * z, x * z, 1.5 * x * x - 0.5, 1.5 * y * y - 0.5, 1.5 * z * z - 0.5)
     field = sum(np.float32(weight) * term for weight, term in zip(weights, basis, strict=True))
     field = field - field.mean()
-    return (1 + np.float32(amplitude) * field / np.abs(field).max()).astype(np.float32)
+    return np.asarray(1 + np.float32(amplitude) * field / np.abs(field).max(), dtype=np.float32)
 
 
 def _spread(image_DHW: Floats, psf_mm: float, pixel_mm: tuple[float, float]) -> Floats:
@@ -70,7 +70,7 @@ def acquire_mr(signal_DHW: Floats, exposure: Exposure, grid_mm: Floats, pixel_mm
         return received
     rng = np.random.Generator(np.random.PCG64(exposure.noise_seed))
     real, imaginary = rng.normal(size=(2, *received.shape)).astype(np.float32) * np.float32(config.noise)
-    return np.hypot(received + real, imaginary)
+    return np.asarray(np.hypot(received + real, imaginary), dtype=np.float32)
 
 
 def acquire_ct(image_hu_DHW: Floats, exposure: Exposure, pixel_mm: tuple[float, float], brightest_hu: float) -> Floats:

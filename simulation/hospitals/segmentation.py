@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 
-from simulation.hospitals.dicom import uid
+from simulation.hospitals.modules import uid
 
 # SNOMED CT names of pydicom.sr.codedict: (category, type)
 _CODES = {

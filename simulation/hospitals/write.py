@@ -168,7 +168,8 @@ def _clear(folder: Path, places: Sequence[Path]) -> None:
     strangers = [p.name for p in places if p.name not in written and any((p / part).exists() for part in _PARTS)]
     if strangers:
         raise ConfigError(
-            f"the folder for hospital {strangers[0]!r} holds data that this program did not write; choose an empty run_dir"
+            f"the folder for hospital {strangers[0]!r} holds data that this program did not write; "
+            "choose an empty run_dir"
         )
     for name in {*written, *(place.name for place in places)}:
         for part in _PARTS:
