@@ -23,7 +23,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def campaign_digest(campaign: CampaignConfig) -> str:
     """SHA-256 over the campaign's canonical JSON, places (folders) left out. Equal digests: same agreement."""
-    values = to_dict(campaign)
+    # Built anew, so that 1 and 1.0 in a field of float are one agreement, before and after a file.
+    values = to_dict(build(CampaignConfig, to_dict(campaign)))
     for group, key in _PLACES:
         del values[group][key]
     return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,126 @@
+"""`wardround-site`: exit codes, one-line reasons, nothing happens unasked."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from pathlib import Path
+
+import pytest
+
+from client import cli
+from shared.config import CampaignConfig, campaign_digest, save_campaign
+from shared.reach import free_port
+from shared.trust import certificates
+
+
+@pytest.fixture
+def site(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    now = dt.datetime.now(dt.UTC)
+    (tmp_path / "ca.crt").write_bytes(certificates.create_authority("test", now).certificate)
+    address = f"127.0.0.1:{free_port()}"
+    folder = tmp_path / "site"
+    arguments = ["init", str(folder), "--name", "north", "--coordinator", address, "--ca", str(tmp_path / "ca.crt")]
+    assert cli.main(arguments) == 0
+    assert "SHA256:" in capsys.readouterr().out
+    return folder
+
+
+@pytest.fixture
+def file(tmp_path: Path, campaign: CampaignConfig) -> Path:
+    save_campaign(campaign, tmp_path / "campaign.json")
+    return tmp_path / "campaign.json"
+
+
+def fails(capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, reason: str) -> None:
+    assert cli.main(arguments) == code
+    error = capsys.readouterr().err
+    assert reason in error
+    assert error.startswith("wardround-site: ")
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
+
+
+def test_approve_shows_what_leaves_and_records_the_digest(
+    site: Path, file: Path, campaign: CampaignConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["approve", str(site), str(file), "--yes"]) == 0
+    shown = capsys.readouterr().out
+    for words in ("enhancer.*", "recogniser.*", "psnr_db", "organ, lesion", campaign_digest(campaign)):
+        assert words in shown.replace("\n", "")
+    assert cli.main(["approvals", str(site), "--json"]) == 0
+    assert [row["digest"] for row in json.loads(capsys.readouterr().out)] == [campaign_digest(campaign)]
+    assert cli.main(["revoke-approval", str(site), campaign_digest(campaign)[:8]]) == 0
+    capsys.readouterr()
+    assert cli.main(["approvals", str(site)]) == 0
+    assert "Nothing is approved" in capsys.readouterr().out
+
+
+def test_approve_without_a_yes_approves_nothing(
+    site: Path, file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails(capsys, ["approve", str(site), str(file)], 2, "give --yes")
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    for answer, code in (("", 3), ("y", 3), ("yes", 0)):
+        monkeypatch.setattr("builtins.input", lambda _, answer=answer: answer)
+        assert cli.main(["approve", str(site), str(file)]) == code
+        assert len(list((site / "approvals").glob("*.approved"))) == (code == 0)
+
+
+def test_reasons_and_exit_codes(site: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fails(capsys, ["status", str(tmp_path)], 2, "wardround-site init")
+    fails(capsys, ["approve", str(site), str(tmp_path / "none.json"), "--yes"], 2, "ask the coordinator")
+    fails(capsys, ["ingest", str(site), str(tmp_path / "none"), "--campaign", str(file)], 2, "no folder 'none'")
+    source = ["ingest", str(site), str(tmp_path), "--campaign", str(file)]
+    fails(capsys, [*source, "--masks", "organ"], 2, "NAME=VALUE")
+    fails(capsys, [*source, "--masks", "organ=one"], 2, "whole number")
+    (tmp_path / "labels.json").write_text("[1]")
+    fails(capsys, [*source, "--labels", str(tmp_path / "labels.json")], 2, "expected JSON")
+    (site / "key").chmod(0o640)
+    fails(capsys, ["run", str(site)], 3, "chmod 600")
+
+
+def test_wrong_use_is_two(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["dance"], ["init"], ["run"]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(arguments)
+        assert stop.value.code == 2
+    capsys.readouterr()
+
+
+def test_debug_shows_where(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="wardround-site init"):
+        cli.main(["--debug", "status", str(tmp_path)])
+
+
+def test_an_unforeseen_error_has_no_traceback(
+    site: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: Path) -> None:
+        raise RuntimeError("name of a patient")
+
+    monkeypatch.setattr("client.folder.read", broken)
+    fails(capsys, ["status", str(site)], 1, "internal error (RuntimeError)")
+
+
+def test_check_says_what_is_missing_and_costs_the_first_code(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", str(site)]) == 4  # keys and authority hold; nobody serves
+    table = " ".join(capsys.readouterr().out.split())
+    for words in ("mode 0600", "3649 days", "does not answer", "wardround-site ingest", "nothing is approved"):
+        assert words in table
+
+
+def test_status_of_a_site_that_does_not_run(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["status", str(site), "--json"]) == 0
+    state = json.loads(capsys.readouterr().out)
+    assert (state["site"], state["running"], state["processes"], state["approved"]) == ("north", False, {}, {})
+
+
+def test_labels_from_a_file_give_way_to_arguments(tmp_path: Path) -> None:
+    (tmp_path / "site.json").write_text(
+        json.dumps({"name": "n", "mask_codes": {"organ": 1, "lesion": 2}, "diagnosis_codes": {"tumour": "lesion"}})
+    )
+    arguments = cli._parser().parse_args(
+        ["ingest", "d", "s", "--campaign", "c", "--labels", str(tmp_path / "site.json"), "--masks", "lesion=7"]
+    )
+    assert cli._labels(arguments) == ({"organ": 1, "lesion": 7}, {"tumour": "lesion"})
