@@ -49,12 +49,16 @@ def to_content(record: Record) -> RecordDict:
 
 
 def to_record(content: RecordDict) -> Record:
-    """DataError when it is not one of our messages."""
-    header = content.config_records.get("header", {}).get("json")
-    if not isinstance(header, bytes):
+    """DataError when it is not one of our messages.
+
+    Records are taken by key: Flower's `content.array_records` ties the content into a reference cycle, and hundreds of
+    megabytes then wait for the garbage collector.
+    """
+    header, arrays = content.get("header"), content.get("arrays", ArrayRecord())
+    text = header.get("json") if isinstance(header, ConfigRecord) else None
+    if not isinstance(text, bytes) or not isinstance(arrays, ArrayRecord):
         raise DataError("expected a Wardround message, got one without our header")
-    arrays = content.array_records.get("arrays", {})
-    return Record(header, {name: array.data for name, array in arrays.items()})
+    return Record(text, {name: array.data for name, array in arrays.items()})
 
 
 class GridLink:

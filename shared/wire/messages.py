@@ -80,12 +80,17 @@ def plan_record(plan: Plan) -> Record:
         "architecture_digest": plan.architecture_digest,
         "shapes": {name: values.shape for name, values in plan.weights.items()},
     }
-    return _record("plan", header, {name: encode_array(values) for name, values in plan.weights.items()})
+    return Record(header_bytes("plan", header), {name: encode_array(values) for name, values in plan.weights.items()})
 
 
 def update_record(update: Update) -> Record:
-    """Measurements that are not numbers (a mean over nothing) stay at the site."""
-    header = {
+    arrays = {name: encode_array(values) for name, values in update.difference.items()}
+    return Record(header_bytes("update", update_header(update)), arrays)
+
+
+def update_header(update: Update) -> dict[str, Any]:
+    """Everything but the arrays. Measurements that are not numbers (a mean over nothing) stay at the site."""
+    return {
         "site": update.site,
         "round": update.round,
         "num_samples": update.num_samples,
@@ -93,7 +98,6 @@ def update_record(update: Update) -> Record:
         "evaluation": {key: _moments_json(value) for key, value in update.evaluation.items() if _is_finite(value)},
         "shapes": {name: values.shape for name, values in update.difference.items()},
     }
-    return _record("update", header, {name: encode_array(values) for name, values in update.difference.items()})
 
 
 def card_record(card: SiteCard) -> Record:
@@ -104,11 +108,11 @@ def card_record(card: SiteCard) -> Record:
         "version": card.version,
         "counts": dict(card.counts),
     }
-    return _record("card", header, {})
+    return Record(header_bytes("card", header))
 
 
 def refusal_record(error: str, reason: str) -> Record:
-    return _record("refusal", {"error": error, "reason": one_line(reason)}, {})
+    return Record(header_bytes("refusal", {"error": error, "reason": one_line(reason)}))
 
 
 def one_line(text: str) -> str:
@@ -135,10 +139,10 @@ def _is_finite(value: Moments) -> bool:
     return all(map(math.isfinite, (value.total, value.total_sq, *value.quantiles)))
 
 
-def _record(kind: str, header: dict[str, Any], arrays: dict[str, bytes]) -> Record:
-    text = json.dumps({"format": FORMAT, "kind": kind, **header}, allow_nan=False, separators=(",", ":"))
+def header_bytes(kind: str, values: Mapping[str, Any]) -> bytes:
+    text = json.dumps({"format": FORMAT, "kind": kind, **values}, allow_nan=False, separators=(",", ":")).encode()
     assert len(text) <= MAX_HEADER_BYTES, len(text)
-    return Record(text.encode(), arrays)
+    return text
 
 
 # ------------------------------------------------------------------------------------------------------------ reading
