@@ -8,12 +8,14 @@ their place. Overlays are left out: they are drawn by people.
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
+from pydicom.encaps import generate_frames
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 
 from client.ingest.reasons import Quarantined, Reason
@@ -38,8 +40,7 @@ def decode(dataset: Dataset) -> Frames:
     if not any(keyword in dataset for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise Quarantined(Reason.NO_PIXELS)
     with reading(Reason.UNDECODABLE):
-        _quiet_gdcm()
-        stored = dataset.pixel_array
+        stored = _stored(dataset)
         shape = (num_frames(dataset), int(dataset.Rows), int(dataset.Columns), -1)
         stored_FHWC = stored.reshape(shape)
         colour = text(dataset, "PhotometricInterpretation")
@@ -60,9 +61,7 @@ def decode_segments(dataset: Dataset) -> npt.NDArray[Any]:
     """Stored values (F, H, W) of a segmentation: 0/1, a fraction, or segment numbers."""
     check_limits(dataset)
     with reading(Reason.UNDECODABLE):
-        _quiet_gdcm()
-        stored: npt.NDArray[Any] = dataset.pixel_array
-        return stored.reshape(num_frames(dataset), int(dataset.Rows), int(dataset.Columns))
+        return _stored(dataset).reshape(num_frames(dataset), int(dataset.Rows), int(dataset.Columns))
 
 
 def to_channels(values_FHWC: npt.NDArray[np.float32], channels: int) -> npt.NDArray[np.float32]:
@@ -140,10 +139,39 @@ def _first(sequence: Any) -> Dataset:
     return sequence[0] if sequence else Dataset()
 
 
-def _quiet_gdcm() -> None:
-    """gdcm writes to stderr from C++, with file content in the text."""
+def _stored(dataset: Dataset) -> npt.NDArray[Any]:
+    """Stored values by the first plugin that can decode them."""
     import gdcm  # type: ignore[import-untyped]
 
+    # gdcm writes to stderr from C++, with file content in the text.
     gdcm.Trace.WarningOff()
     gdcm.Trace.ErrorOff()
     gdcm.Trace.DebugOff()
+    if "PixelData" in dataset and dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        _check_codestreams(dataset)
+    stored: npt.NDArray[Any] = dataset.pixel_array
+    return stored
+
+
+def _check_codestreams(dataset: Dataset) -> None:
+    """A few bytes of JPEG can announce gigapixels, whatever the header says; decoders allocate what they announce."""
+    announced = int(dataset.Rows) * int(dataset.Columns)
+    for frame in generate_frames(dataset.PixelData, number_of_frames=num_frames(dataset)):
+        if codestream_pixels(frame) > announced:
+            raise Quarantined(Reason.UNDECODABLE)
+
+
+def codestream_pixels(frame: bytes) -> int:
+    """Height x width by the SIZ (JPEG 2000) or SOF (JPEG, JPEG-LS) marker; 0 where there is none, as for RLE."""
+    siz = frame.find(b"\xff\x4f\xff\x51", 0, 4096)
+    if siz >= 0 and len(frame) >= siz + 24:
+        right, bottom, left, top = struct.unpack(">4I", frame[siz + 8 : siz + 24])
+        return int(max(0, right - left) * max(0, bottom - top))
+    place = 2
+    while frame[:2] == b"\xff\xd8" and place + 9 <= len(frame) and frame[place] == 0xFF:
+        marker, length = frame[place + 1], int.from_bytes(frame[place + 2 : place + 4], "big")
+        if marker == 0xF7 or (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)):
+            height, width = struct.unpack(">2H", frame[place + 5 : place + 9])
+            return int(height * width)
+        place += 1 if marker == 0xFF else 2 + length
+    return 0

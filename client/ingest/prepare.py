@@ -54,6 +54,7 @@ HEADER_KEYWORDS = (
     "DeidentificationMethod",
     "LongitudinalTemporalInformationModified",
 )
+FREE_TEXT = ("Manufacturer", "ManufacturerModelName", "BodyPartExamined", "ConvolutionKernel")
 SHORTEST_IDENTIFIER = 3
 MAX_HEADER_TEXT = 128
 
@@ -194,7 +195,7 @@ def header_of(dataset: Dataset, data: DataConfig, secret: bytes) -> dict[str, st
     return {
         keyword: value
         for keyword, value in found.items()
-        if value and not (keyword in ("Manufacturer", "ManufacturerModelName") and _repeats(value, removed))
+        if value and not (keyword in FREE_TEXT and _repeats(value, removed))
     }
 
 

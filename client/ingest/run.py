@@ -236,6 +236,7 @@ def _store_one(
     old = index.series.get(stack.key)
     if old is not None and _nothing_new(old, stack, content, labels):
         _keep(run, index, stack, segmentations, old, same=old.content == content)
+        scales[stack.key] = Ends(*old.ends)
         return
     clean = clean_of.get(stack.key, "")
     prepared = prepare(stack, segmentations, run.data, run.codes, run.secret, between=scales.get(clean))
@@ -251,6 +252,7 @@ def _store_one(
         diagnosis=diagnosis,
         role="degraded" if stack.key in pairs.degraded else "image",
         pair=pairs.partner.get(stack.key),
+        ends=(prepared.ends.low, prepared.ends.high),
         mean_intensity=float(prepared.image_DCHW.mean(dtype="float64")),
         num_instances=len(stack.instances),
         generation=index.generation + 1,

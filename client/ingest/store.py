@@ -20,7 +20,7 @@ import os
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -56,6 +56,8 @@ class SeriesRecord:
     role: Role = "image"
     pair: str | None = None
     """On a clean series: key of its own degraded partner, on the same grid."""
+    ends: tuple[float, float] = (0.0, 1.0)
+    """Values in the modality's unit that became 0 and 1."""
     mean_intensity: float = 0.0
     num_instances: int = 1
     generation: int = 0
@@ -176,14 +178,17 @@ def read_index(folder: Path) -> Index | None:
         raise DataError(f"the store's version must be {VERSION}, got {str(version)[:20]}; ingest into a new folder")
     if digest != _digest(body):
         raise DataError("the store's index is damaged; remove the store and ingest the source folder again")
-    series = {values["key"]: _record(values) for values in body["series"]}
-    return Index(body["rule"], body["secret_check"], body["generation"], series, body["quarantine"])
+    try:
+        series = {values["key"]: _record(values) for values in body["series"]}
+        return Index(body["rule"], body["secret_check"], body["generation"], series, body["quarantine"])
+    except (KeyError, TypeError, ValueError):
+        raise DataError("the store's index is damaged; remove the store and ingest the source folder again") from None
 
 
 def _record(values: Mapping[str, Any]) -> SeriesRecord:
-    lists_to_tuples = {name: tuple(values[name]) for name in ("shape", "spacing_mm")}
-    known = {item.name for item in fields(SeriesRecord)}
-    return SeriesRecord(**{name: value for name, value in {**values, **lists_to_tuples}.items() if name in known})
+    bytes.fromhex(values["key"])  # a part of a file name: hexadecimal digits and nothing else
+    lists_to_tuples = {name: tuple(values[name]) for name in ("shape", "spacing_mm", "ends")}
+    return SeriesRecord(**{**values, **lists_to_tuples})
 
 
 def write_index(folder: Path, index: Index) -> None:

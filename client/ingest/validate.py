@@ -63,9 +63,12 @@ TEXT_WORDS = ("SCREEN", "CAPTURE", "REPORT", "DOSE INFO", "PATIENT PROTOCOL")
 @contextmanager
 def reading(failure: Reason) -> Iterator[None]:
     """Inside, third parties are silent; anything they raise becomes Quarantined(failure)."""
-    before = [(logging.getLogger(name), logging.getLogger(name).disabled) for name in LOUD]
-    for logger, _ in before:
-        logger.disabled = True
+    loggers = [logging.getLogger(name) for name in LOUD]
+    before = [(logger, logger.level, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        # Their children inherit the level; a logger's own `disabled` would not reach them.
+        logger.setLevel(logging.CRITICAL + 1)
+        logger.propagate = False
     mode = pydicom_config.settings.reading_validation_mode
     pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
     try:
@@ -76,8 +79,9 @@ def reading(failure: Reason) -> Iterator[None]:
         raise Quarantined(failure) from None
     finally:
         pydicom_config.settings.reading_validation_mode = mode
-        for logger, disabled in before:
-            logger.disabled = disabled
+        for logger, level, propagate in before:
+            logger.setLevel(level)
+            logger.propagate = propagate
 
 
 def read_header(source: SourceFile) -> FileDataset:
