@@ -17,6 +17,7 @@ from shared.types import Moments
 
 _STATES: Mapping[str, str] = {"clean": "clean", "degraded": "degraded", "enhanced": "federated"}
 _NOT_POOLED = ("auc",)
+_GATES: Mapping[str, str] = {"plain": "off", "gradprom": "global"}
 
 
 def closing_record(run_dir: Path) -> dict[str, Any]:
@@ -59,21 +60,26 @@ def rows_of(
             figures = _pooled(metrics, state, test_site)
             if figures:
                 extra = cost if (test_site, setting) == ("all", "federated") else {}
-                rows.append({**_labels(campaign), "setting": setting, "test_site": test_site, **figures, **extra})
+                rows.append({**labels_of(campaign), "setting": setting, "test_site": test_site, **figures, **extra})
     return rows
 
 
-def _labels(campaign: Mapping[str, Any]) -> dict[str, Any]:
-    objective = campaign["objective"]
-    steered = {"lambda": objective["task_weight"]} if objective["kind"] != "plain" else {}
+def labels_of(campaign: Mapping[str, Any]) -> dict[str, Any]:
+    """What every row of a campaign (given as plain values) carries.
+
+    `gate`: off (recognition never steers), on (always), global (where the two gradients agree, over all weights).
+    """
+    kind = campaign["objective"]["kind"]
+    steered = {} if kind == "plain" else {"lambda": campaign["objective"]["task_weight"]}
     return {
-        "method": objective["kind"],
+        "method": kind,
         "seed": campaign["seed"],
         "data": campaign["data"]["kind"],
         "degradation": campaign["degrade"]["kind"],
         "split": "test",
         "site": "all",
         **steered,
+        "gate": _GATES.get(kind, "on"),
     }
 
 

@@ -65,7 +65,7 @@ class Display:
 
     def line(self, text: str) -> None:
         """A line that stays above the bars; site names and reasons are shown as they are, not as markup."""
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def stage(self, name: str) -> None:
         """A new part of the run begins: bars of the part before it go."""

@@ -1,0 +1,195 @@
+"""A federation's final weights and its sites' stores in, the comparison out: rows, pictures, a record for the report.
+
+    datas      every site's slices; in a simulation one process may hold them all
+    models     federated, local per site, pooled: equal budgets (simulation/comparators.py)
+    judged     every model on every site's test: the site x model matrix
+    rows       of report.json (simulation/rows.py), claims over all seeds (simulation/claims.py)
+
+Several comparisons (seeds, objectives) stand in one record; server/report.py makes the page from it.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from client.dataset import SiteData, merge, open_site
+from client.evaluate import evaluate
+from server.closing import labels_of
+from shared.checkpoint import write_atomically
+from shared.config import CampaignConfig, MachineConfig, ScannerConfig, SimulationConfig, campaign_digest, to_dict
+from shared.networks import Networks, build_networks
+from shared.types import Arrays
+from shared.weights import load_arrays
+from simulation import pictures
+from simulation.claims import claims_of
+from simulation.comparators import Model, OnStep, train_judge, train_local, train_pooled
+from simulation.rows import Judged, Row, rows_of
+
+_PACKAGES = ("wardround", "torch", "flwr", "monai", "numpy")
+
+
+class Federated(Protocol):
+    """What is needed of simulation.run.FederationResult."""
+
+    @property
+    def weights(self) -> Arrays: ...
+    @property
+    def records(self) -> Sequence[Mapping[str, Any]]: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Comparison:
+    """One seed of one method: its rows, round records, data sheet, pictures, and the seconds that comparing took."""
+
+    method: str
+    seed: int
+    rows: tuple[Row, ...]
+    rounds: tuple[Mapping[str, Any], ...]
+    sites: Mapping[str, Mapping[str, Any]]
+    pictures: pictures.Pictures
+    seconds: Mapping[str, float]
+
+
+def compare(
+    config: SimulationConfig,
+    seed: int,
+    stores: Mapping[str, Path],
+    federated: Federated,
+    *,
+    machine: MachineConfig,
+    on_event: OnStep,
+) -> Comparison:
+    """Train the comparators that `config.compare` asks for and judge every model on every site's test.
+
+    `on_event` gets a ModelStep after each step of a comparator. Raises DataError for a store that cannot be used.
+    """
+    campaign = replace(config.campaign, seed=seed)
+    datas = {site: open_site(store, site, campaign) for site, store in stores.items()}
+    together = merge(list(datas.values()))
+
+    began = time.perf_counter()
+    models = [_federated(campaign, federated)]
+    if config.compare.local:
+        models += [train_local(campaign, data, machine, on_event) for data in datas.values()]
+    if config.compare.pooled:
+        models.append(train_pooled(campaign, together, len(datas), machine, on_event))
+    judge = train_judge(campaign, together, machine, on_event) if config.compare.judge else None
+    trained = time.perf_counter()
+
+    judged = [_judged(model, datas, together, campaign, machine, judge) for model in models]
+    costs = {(model.setting, model.site): _cost(model, federated) for model in models}
+    rows = rows_of(judged, labels_of(to_dict(campaign)), costs)
+    shown = {
+        **pictures.examples(models[0].networks, datas, judged[0], campaign, machine),
+        **pictures.score_arrays(judged),
+        **pictures.histograms(datas),
+    }
+    return Comparison(
+        method=campaign.objective.kind,
+        seed=seed,
+        rows=tuple(rows),
+        rounds=tuple(federated.records),
+        sites={site: _sheet(data, config) for site, data in datas.items()},
+        pictures=shown,
+        seconds={"comparators": trained - began, "judging": time.perf_counter() - trained},
+    )
+
+
+def write_record(
+    run_dir: Path,
+    config: SimulationConfig,
+    comparisons: Sequence[Comparison],
+    *,
+    wall_s: float,
+    timings: Mapping[str, float] | None = None,
+) -> Path:
+    """Write record.json and pictures/ for server.report; `timings` are seconds of the other parts of the run."""
+    rows = [row for comparison in comparisons for row in comparison.rows]
+    for comparison in comparisons:
+        name = f"{comparison.method}-seed{comparison.seed}.npz"
+        pictures.write_pictures(run_dir / "pictures" / name, comparison.pictures)
+    seconds: dict[str, float] = dict(timings or {})
+    for comparison in comparisons:
+        for part, value in comparison.seconds.items():
+            seconds[part] = seconds.get(part, 0.0) + value
+    record = {
+        "experiment": config.experiment,
+        "seeds": list(dict.fromkeys(comparison.seed for comparison in comparisons)),
+        "config_digest": campaign_digest(config.campaign),
+        "versions": {**{name: version(name) for name in _PACKAGES}, "python": platform.python_version()},
+        "wall_s": wall_s,
+        "rows": rows,
+        "claims": claims_of(rows, config.compare, masks=bool(config.campaign.data.masks)),
+        "runs": [{"method": c.method, "seed": c.seed, "rounds": list(c.rounds)} for c in comparisons],
+        "config": to_dict(config),
+        "sites": dict(comparisons[0].sites) if comparisons else {},
+        "timings": seconds,
+    }
+    write_atomically(run_dir / "record.json", (json.dumps(record, allow_nan=False) + "\n").encode())
+    return run_dir / "record.json"
+
+
+def _federated(campaign: CampaignConfig, federated: Federated) -> Model:
+    networks = build_networks(campaign)
+    load_arrays(networks, federated.weights)
+    training = [site for record in federated.records for site in record["training"].values()]
+    return Model(
+        "federated", "all", networks, sum(site["samples"] for site in training), sum(s["seconds"] for s in training)
+    )
+
+
+def _judged(
+    model: Model,
+    datas: Mapping[str, SiteData],
+    together: SiteData,
+    campaign: CampaignConfig,
+    machine: MachineConfig,
+    judge: Model | None,
+) -> Judged:
+    by_test = {
+        site: dict(evaluate(model.networks, data.test, campaign, machine).values) for site, data in datas.items()
+    }
+    if judge is not None and campaign.data.masks:
+        apart = Networks(model.networks.enhancer, judge.networks.recogniser)
+        for site, data in datas.items():
+            scores = evaluate(apart, data.test, campaign, machine).values
+            by_test[site] |= {
+                f"{state}.judge_dice": scores[f"{state}.dice"] for state in ("clean", "degraded", "enhanced")
+            }
+    over_all: dict[str, float] = {}
+    if campaign.data.diagnoses:
+        scores = evaluate(model.networks, together.test, campaign, machine).values
+        over_all = {
+            key: float(value[0]) for key, value in scores.items() if key.endswith(".auc") and np.isfinite(value[0])
+        }
+    return Judged(model.setting, model.site, by_test, over_all, {site: len(data.test) for site, data in datas.items()})
+
+
+def _cost(model: Model, federated: Federated) -> Row:
+    cost: Row = {"samples_seen": float(model.samples_seen), "seconds": float(model.seconds)}
+    if model.setting == "federated":
+        cost["bytes_up"] = float(sum(record["bytes_up"] for record in federated.records))
+    return cost
+
+
+def _sheet(data: SiteData, config: SimulationConfig) -> dict[str, Any]:
+    """The site's line in the data table: counts, and the scanner where the hospital was simulated."""
+    sheet: dict[str, Any] = dict(data.counts)
+    for hospital in config.hospitals.sites:
+        if hospital.name == data.site and hospital.scanner != ScannerConfig():
+            sheet["scanner"] = _scanner(hospital.scanner)
+    return sheet
+
+
+def _scanner(scanner: ScannerConfig) -> str:
+    words = [f"noise {scanner.noise:g}", f"bias {scanner.bias_field:g}", f"blur {scanner.psf_mm:g} mm"]
+    return ", ".join([f"gamma {scanner.contrast_gamma:g}", *words])

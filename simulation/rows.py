@@ -1,0 +1,89 @@
+"""Scores of every model on every site's test in, the rows of report.json out: per site, and one over all.
+
+A row over all sites is the mean over all their test images (or patients), not over sites. The summary of `local` is the
+mean over the sites' models of that. A metric that is not defined (no mask, one diagnosis only) is left out of its row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Values = Mapping[str, npt.NDArray[np.float64]]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """One model's scores: by test site, and `together` for what can only be measured over all patients (AUC)."""
+
+    setting: str
+    site: str
+    by_test: Mapping[str, Values]
+    together: Mapping[str, float]
+    images: Mapping[str, int]
+    """Test images of each site."""
+
+
+def rows_of(models: Sequence[Judged], labels: Mapping[str, Any], costs: Mapping[tuple[str, str], Row]) -> list[Row]:
+    """All rows of one campaign. `labels` go into each; `costs` (by setting and site) into the rows over all tests."""
+    rows: list[Row] = []
+    for model in models:
+        if model.setting == "federated":
+            rows += _rows(model, "clean", labels, setting="clean")
+            rows += _rows(model, "degraded", labels, setting="degraded")
+        of_model = _rows(model, "enhanced", labels, setting=model.setting)
+        of_model[-1] |= costs.get((model.setting, model.site), {})
+        rows += of_model
+    local = [row for row in rows if row["setting"] == "local"]
+    for test_site in dict.fromkeys(row["test_site"] for row in local):
+        rows.append(_mean_row([row for row in local if row["test_site"] == test_site]))
+    return rows
+
+
+def _rows(model: Judged, state: str, labels: Mapping[str, Any], *, setting: str) -> list[Row]:
+    """One row per test site, then the one over all."""
+    rows = []
+    for test_site, values in model.by_test.items():
+        metrics = metrics_of([values], state)
+        rows.append(_row(labels, setting, model.site, test_site, model.images[test_site], metrics))
+    together = {
+        key.removeprefix(f"{state}."): value for key, value in model.together.items() if key.startswith(f"{state}.")
+    }
+    metrics = {**metrics_of(model.by_test.values(), state), **_finite(together)}
+    return [*rows, _row(labels, setting, model.site, "all", sum(model.images.values()), metrics)]
+
+
+def metrics_of(scores: Iterable[Values], state: str) -> dict[str, float]:
+    """Mean of each metric of `state` over the images of all `scores`; AUC only where there is one site."""
+    parts = list(scores)
+    keys = dict.fromkeys(key for values in parts for key in values if key.startswith(f"{state}."))
+    means: dict[str, float] = {}
+    for key in keys:
+        together = np.concatenate([values[key] for values in parts if key in values])
+        finite = together[np.isfinite(together)]
+        if finite.size and not (key.endswith(".auc") and len(parts) > 1):
+            means[key.removeprefix(f"{state}.")] = float(finite.mean())
+    return means
+
+
+def _row(
+    labels: Mapping[str, Any], setting: str, site: str, test_site: str, n: int, metrics: Mapping[str, float]
+) -> Row:
+    return {**labels, "setting": setting, "site": site, "test_site": test_site, "n": n, **metrics}
+
+
+def _mean_row(rows: Sequence[Row]) -> Row:
+    """The mean over models that were judged by the same images: figures averaged, labels as they are."""
+    figures = [key for key, value in rows[0].items() if isinstance(value, float) and key != "lambda"]
+    common = [key for key in figures if all(key in row for row in rows)]
+    labels = {key: value for key, value in rows[0].items() if key not in figures}
+    return {**labels, "site": "all", **{key: float(np.mean([row[key] for row in rows])) for key in common}}
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {key: value for key, value in metrics.items() if np.isfinite(value)}
