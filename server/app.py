@@ -36,6 +36,7 @@ class Clock:
     now: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     poll_s: float = 0.5
+    start_up_s: float = 0.0
 
 
 def serve(
@@ -53,7 +54,7 @@ def serve(
         campaign = load_campaign(run_dir / "campaign.json")
         ttl_s = max(campaign.rounds.round_deadline_s, campaign.rounds.join_deadline_s) + MARGIN_S
         link = GridLink(grid, ttl_s=ttl_s, poll_s=clock.poll_s, sleep=clock.sleep)
-        run = Run(campaign, link, run_dir, allowed, keep, on_event, clock.now)
+        run = Run(campaign, link, run_dir, allowed, keep, on_event, clock.now, clock.start_up_s)
         result = run_campaign(run, lambda: initial_weights(campaign))
     except WardroundError as error:
         write_outcome(run_dir, error)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from shared.errors import DataError, PeerError, RefusedError
+from shared.errors import DataError, PeerError, RefusedError, WardroundError
 from shared.events import Event, SiteJoined, SiteRefused
 from shared.types import SiteCard
 from shared.wire.link import Failure, Link, Peer
@@ -35,7 +35,7 @@ class Members:
     """Peers by their number: cards of those that joined, reasons of those refused, tickets of those asked."""
 
     cards: Mapping[int, SiteCard] = field(default_factory=dict)
-    refused: Mapping[int, str] = field(default_factory=dict)
+    refused: Mapping[int, WardroundError] = field(default_factory=dict)
     asked: Mapping[str, Peer] = field(default_factory=dict)
 
 
@@ -118,7 +118,7 @@ def _settle(
         card = _checked(reply, peer, expected, admission, online(members, peers))
     except (DataError, RefusedError) as error:
         on_event(SiteRefused(_name(reply, peer), str(error)))
-        return replace(members, asked=asked, refused={**members.refused, peer.id: str(error)})
+        return replace(members, asked=asked, refused={**members.refused, peer.id: error})
     on_event(SiteJoined(card.site, card.counts))
     return replace(members, asked=asked, cards={**members.cards, peer.id: card})
 
@@ -129,7 +129,9 @@ def _checked(reply: Record, peer: Peer, expected: SiteCard, admission: Admission
     except DataError as error:
         raise DataError(f"{peer.name or 'a peer'} sent no readable site card: {error}") from None
     if isinstance(card, Refusal):
-        raise RefusedError(f"{peer.name or 'a site'} declined: {card.reason}")
+        # A site without usable data is bad data here too, whoever found it.
+        kind = DataError if card.error == DataError.__name__ else RefusedError
+        raise kind(f"{peer.name or 'a site'} declined: {card.reason}")
     if not isinstance(card, SiteCard):
         raise DataError(f"{peer.name or 'a peer'} answered the handshake with something else than its card")
     site = card.site
@@ -166,7 +168,9 @@ def _with_quorum(members: Members, peers: Sequence[Peer], admission: Admission) 
         return members
     found = f"expected at least {admission.quorum} sites, got {len(here)} ({', '.join(here) or 'none'})"
     if members.refused:
-        raise RefusedError(f"{found}; refused: {'; '.join(members.refused.values())}")
+        reasons = list(members.refused.values())
+        kind = DataError if all(isinstance(error, DataError) for error in reasons) else RefusedError
+        raise kind(f"{found}; {'; '.join(map(str, reasons))}")
     missing = sorted((admission.allowed or frozenset()) - here.keys())
     who = f"; missing: {', '.join(missing)}" if missing else ""
     raise PeerError(f"{found} within {admission.deadline_s:g} s{who}; start the sites, or raise rounds.join_deadline_s")

@@ -55,6 +55,8 @@ class Run:
     """Checkpoints kept; 0: all."""
     on_event: Callable[[Event], None] = ignore
     now: Callable[[], float] = time.monotonic
+    start_up_s: float = 0.0
+    """What the transport itself takes until it can deliver: added to the first join deadline."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -123,12 +125,13 @@ def insist(run: Run, members: Members, state: FederationState, action: Action, n
 
 def admit(run: Run, members: Members, state: FederationState) -> Members:
     rounds = run.campaign.rounds
+    start_up_s = 0.0 if members.cards else run.start_up_s
     return join(
         run.link,
         plan_record(plan_for(state, "handshake", state.round + 1)),
         SiteCard("", state.config_digest, state.architecture_digest, "", {}),
         members,
-        Admission(run.allowed, rounds.quorum, rounds.join_deadline_s),
+        Admission(run.allowed, rounds.quorum, rounds.join_deadline_s + start_up_s),
         on_event=run.on_event,
         now=run.now,
     )

@@ -44,6 +44,10 @@ from shared.wire.messages import read_metrics
 Transport = Literal["inprocess", "ray"]
 Fault = Literal["drop", "error"] | Callable[[Message], Message]
 RUN_ID = 1
+RAY_START_UP_S = 180.0
+
+# What a site declines is an event here; a deployed site has a log.
+logging.getLogger("wardround").addHandler(logging.NullHandler())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -104,7 +108,7 @@ class VirtualClock:
         self.seconds += seconds
 
 
-class InProcessGrid(Grid):
+class InProcessGrid(Grid):  # type: ignore[misc]
     """Flower's Grid over ClientApps in this process; a reply is computed when it is pulled.
 
     `faults` maps (site, n) to what happens to the site's n-th message, counted from 1: lost, failed, or changed.
@@ -203,7 +207,9 @@ def run_ray(setups: tuple[SiteSetup, ...], run_dir: Path, on_event: Callable[[Ev
 
     @server_app.main()  # type: ignore[untyped-decorator]
     def main(grid: Grid, context: Context) -> None:
-        results.append(serve(grid, run_dir, allowed=names, on_event=on_event, clock=Clock(poll_s=0.05)))
+        results.append(
+            serve(grid, run_dir, allowed=names, on_event=on_event, clock=Clock(poll_s=0.05, start_up_s=RAY_START_UP_S))
+        )
 
     simulate_with_ray(server_app, client_app, len(setups), setups[0].machine.threads)
     return results[0]
