@@ -119,10 +119,7 @@ def _decoded(
     refused: dict[str, Reason] = {}
     for instance in stack.instances:
         try:
-            dataset = read_whole(instance.source)
-            item = decode(dataset)
-            if item.values_FHWC.shape[:3] != instance.shape:
-                raise Quarantined(Reason.UNDECODABLE)
+            dataset, item = _decoded_instance(instance)
             header = header or header_of(dataset, data, secret)
         except Quarantined as refusal:
             refused[instance.identity] = refusal.reason
@@ -132,6 +129,21 @@ def _decoded(
     if not frames:
         raise Quarantined(next(iter(refused.values())))
     return frames, header, refused
+
+
+def _decoded_instance(instance: Instance) -> tuple[Dataset, Frames]:
+    """The first of an instance's copies that decodes to what its header announced."""
+    reason = Reason.UNDECODABLE
+    for source in (instance.source, *instance.copies):
+        try:
+            dataset = read_whole(source)
+            frames = decode(dataset)
+        except Quarantined as refusal:
+            reason = refusal.reason
+            continue
+        if frames.values_FHWC.shape[:3] == instance.shape:
+            return dataset, frames
+    raise Quarantined(reason)
 
 
 def _sorted_frames(

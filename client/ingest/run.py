@@ -53,6 +53,8 @@ class _Run:
     codes: LabelCodes
     secret: bytes
     instances: list[Instance] = field(default_factory=list)
+    copies: dict[str, list[SourceFile]] = field(default_factory=dict)
+    """Identity of an instance -> further files of it."""
     segmentations: list[Segmentation] = field(default_factory=list)
     diagnoses: dict[str, int] = field(default_factory=dict)
     diagnoses_unknown: int = 0
@@ -156,8 +158,13 @@ def _scan_one(run: _Run, source: SourceFile, seen: set[str]) -> None:
     dataset = read_header(source)
     uid = sop_instance(dataset)
     identity = keyed_id(run.secret, "uid", uid) if uid else _content_id(source, run.secret)
-    check_image(dataset, run.data.ingest.modalities)
+    try:
+        check_image(dataset, run.data.ingest.modalities)
+    except Quarantined as refusal:
+        run.refuse(identity, refusal.reason)
+        return
     if identity in seen:
+        run.copies.setdefault(identity, []).append(source)
         raise Skipped(Reason.DUPLICATE)
     if text(dataset, "Modality").upper() == "SEG" or sop_class(dataset) in (SEGMENTATION_CLASS, LABELMAP_CLASS):
         if not run.data.masks:
@@ -197,7 +204,9 @@ def _content_id(source: SourceFile, secret: bytes) -> str:
 
 
 def _store_all(run: _Run, store: Path, index: Index, on_progress: Progress) -> None:
-    stacks = stacks_of(run.instances, run.secret)
+    copies = {identity: tuple(sources) for identity, sources in run.copies.items()}
+    instances = [replace(instance, copies=copies.get(instance.identity, ())) for instance in run.instances]
+    stacks = stacks_of(instances, run.secret)
     pairs = pairs_of(stacks)
     # Clean partners first: the degraded ones take over their scale.
     ordered = sorted(stacks, key=lambda stack: (stack.key in pairs.degraded, stack.key))

@@ -60,6 +60,8 @@ class Instance:
     """mAs, 0 unknown."""
     beam: tuple[str, str]
     """Tube voltage and convolution kernel."""
+    copies: tuple[SourceFile, ...] = ()
+    """Other files with the same instance UID: read where this one turns out to be damaged."""
 
     @property
     def stackable(self) -> bool:
