@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("wardround-simulate: interrupted; the same command goes on from the last finished round", file=sys.stderr)
         return 130
-    except Exception as error:  # noqa: BLE001  the last door: no traceback for a person who did not ask for one
+    except Exception as error:
         if arguments.debug:
             raise
         reason = f"no space or no right to write ({error.strerror})" if isinstance(error, OSError) else "internal error"

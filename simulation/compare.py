@@ -11,11 +11,9 @@ Several comparisons (seeds, objectives) stand in one record; server/report.py ma
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,6 +21,7 @@ import numpy as np
 
 from client.dataset import SiteData, merge, open_site
 from client.evaluate import evaluate
+from server.about import versions
 from server.closing import labels_of
 from shared.checkpoint import write_atomically
 from shared.config import CampaignConfig, MachineConfig, ScannerConfig, SimulationConfig, campaign_digest, to_dict
@@ -33,8 +32,6 @@ from simulation import pictures
 from simulation.claims import claims_of
 from simulation.comparators import Model, OnStep, train_judge, train_local, train_pooled
 from simulation.rows import Judged, Row, rows_of
-
-_PACKAGES = ("wardround", "torch", "flwr", "monai", "numpy")
 
 
 class Federated(Protocol):
@@ -125,7 +122,7 @@ def write_record(
         "experiment": config.experiment,
         "seeds": list(dict.fromkeys(comparison.seed for comparison in comparisons)),
         "config_digest": campaign_digest(config.campaign),
-        "versions": {**{name: version(name) for name in _PACKAGES}, "python": platform.python_version()},
+        "versions": versions(),
         "wall_s": wall_s,
         "rows": rows,
         "claims": claims_of(rows, config.compare, masks=bool(config.campaign.data.masks)),

@@ -47,13 +47,15 @@ def _existing_stores(config: SimulationConfig) -> dict[str, Prepared]:
         raise ConfigError("data=store needs data.root=FOLDER, a folder that holds one <site>/store per site")
     found = {path.parent.name: Prepared(path) for path in sorted(Path(root).glob("*/store"))}
     if len(found) < config.sites:
-        raise ConfigError(f"data.root holds {len(found)} stores (<site>/store), got sites={config.sites}; ask for fewer")
+        raise ConfigError(
+            f"data.root holds {len(found)} stores (<site>/store), got sites={config.sites}; ask for fewer"
+        )
     return dict(list(found.items())[: config.sites])
 
 
 def _ingested(config: SimulationConfig, hospital: Path, sites: Path, on_progress: OnProgress) -> Prepared:
-    from client.ingest.run import ingest
     from client.ingest.deidentify import load_or_create_secret
+    from client.ingest.run import ingest
 
     site, store = hospital.name, sites / hospital.name / "store"
     marker = sites / site / "ingested.json"

@@ -90,6 +90,8 @@ class SimulationConfig:
     seeds: tuple[int, ...]
     transport: Literal["inprocess", "ray"]
     run_dir: str
+    fresh: bool = False
+    """Start over instead of keeping the results and checkpoints of an earlier run with the same config."""
     campaign: CampaignConfig
     hospitals: HospitalsConfig
     compare: CompareConfig

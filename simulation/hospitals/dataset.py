@@ -6,6 +6,7 @@ Real images keep their own grid, orientation and values: no scanner profile is a
 from __future__ import annotations
 
 import csv
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def read_nifti(path: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.floa
     try:
         image = nibabel.load(path)
         values = np.asarray(image.dataobj, dtype=np.float32)
-    except (OSError, EOFError, ValueError, ImageFileError):
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError):
         raise DataError(
             f"{path.name} of data.root is missing or no readable NIfTI file; fetch the data set again"
         ) from None

@@ -7,8 +7,10 @@ patients of two sites are disjoint, and each site's mix of diagnoses follows Hos
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -72,7 +74,7 @@ def _read_images(root: Path) -> dict[str, npt.NDArray[np.uint8]]:
     try:
         with np.load(archives[0], allow_pickle=False) as arrays:
             images = {key.removesuffix("_images"): arrays[key] for key in arrays.files if key.endswith("_images")}
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error):
         raise DataError("the .npz of data.root cannot be read; fetch the data set again") from None
     if not images or any(stack.ndim != 3 or stack.dtype != np.uint8 for stack in images.values()):
         raise DataError("the .npz of data.root must hold <split>_images arrays, (N, H, W) uint8")

@@ -1,0 +1,157 @@
+"""A simulation config in, a run folder with report.html and report.json out; one cell per seed, kept once done.
+
+    run_dir/seed-0/hospitals/    DICOM as the simulated hospitals hold it
+    run_dir/seed-0/sites/        each site's de-identified store
+    run_dir/seed-0/federation/   campaign.json, checkpoints/, rounds.jsonl: what a coordinator has
+    run_dir/seed-0/cell.json     what the folder was made from; another config or other code starts the cell over
+    run_dir/seed-0/result.json   the finished cell: a later run with the same config takes it as it is
+
+An interrupted run loses at most the round that it was in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+
+from server.report import claims_table, summary_table, write_report
+from shared.checkpoint import write_atomically
+from shared.config import SimulationConfig, to_dict
+from shared.errors import DataError
+from simulation.compare import Comparison, compare, write_record
+from simulation.pictures import write_pictures
+from simulation.prepare import Prepared, prepare
+from simulation.progress import Display
+from simulation.run import run_federation
+
+ROOT = Path(__file__).parents[1]
+
+
+def simulate(config: SimulationConfig, console: Console) -> Path:
+    """Run every seed, write the report, print the table; returns the path of report.html.
+
+    Raises ConfigError, DataError, PeerError: see shared/errors.py.
+    """
+    began = time.perf_counter()
+    run_dir = Path(config.run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    cells = [_cell(config, seed, run_dir / f"seed-{seed}", console) for seed in config.seeds]
+    timings: dict[str, float] = {}
+    for _, seconds in cells:
+        for part, value in seconds.items():
+            timings[part] = timings.get(part, 0.0) + value
+    write_record(run_dir, config, [cell for cell, _ in cells], wall_s=time.perf_counter() - began, timings=timings)
+    report = write_report(run_dir)
+    written = json.loads((run_dir / "report.json").read_text())
+    console.print(summary_table(written))
+    console.print(claims_table(written))
+    return report
+
+
+def _cell(config: SimulationConfig, seed: int, folder: Path, console: Console) -> tuple[Comparison, dict[str, float]]:
+    """One seed from DICOM to comparison, or its kept result; and the seconds of its parts."""
+    key = cell_key(config, seed)
+    if config.fresh or _key_of(folder) != key:
+        for stale in ("federation", "result.json", "result.npz"):
+            _remove(folder / stale)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "cell.json", json.dumps({"key": key}).encode())
+    elif kept := load_cell(folder):
+        console.print(f"seed {seed}: kept from an earlier run (fresh=true runs it again)")
+        return kept
+    campaign = dataclasses.replace(config.campaign, seed=seed)
+    seconds: dict[str, float] = {}
+    with Display(console) as display:
+        display.stage(f"seed {seed}: {config.sites} hospitals")
+        began = time.perf_counter()
+        prepared = prepare(config, seed, folder, display.prepared)
+        for line in ingest_lines(prepared):
+            display.line(line)
+        stores = {site: item.store for site, item in prepared.items()}
+        seconds["hospitals and ingest"] = time.perf_counter() - began
+
+        display.stage(f"seed {seed}: federated {campaign.objective.kind}")
+        began = time.perf_counter()
+        federated = run_federation(
+            campaign, stores, folder / "federation", config.transport, config.machine, display.event
+        )
+        seconds["federation"] = time.perf_counter() - began
+
+        display.stage(f"seed {seed}: comparators")
+        comparison = compare(config, seed, stores, federated, machine=config.machine, on_event=display.model)
+    save_cell(folder, comparison, seconds)
+    return comparison, seconds
+
+
+def cell_key(config: SimulationConfig, seed: int) -> str:
+    """Digest of what a cell's result depends on: config, seed and code; not where it runs or how it is shown."""
+    values = to_dict(config)
+    for name in ("seeds", "run_dir", "fresh", "experiment", "budget"):
+        del values[name]
+    values["campaign"] |= {"seed": seed}
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+    for path in _sources():
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _sources() -> Iterator[Path]:
+    for package in ("client", "server", "shared", "simulation"):
+        yield from sorted((ROOT / package).rglob("*.py"))
+
+
+def _key_of(folder: Path) -> str | None:
+    try:
+        return str(json.loads((folder / "cell.json").read_text())["key"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def save_cell(folder: Path, comparison: Comparison, seconds: dict[str, float]) -> None:
+    """Keep a finished cell; result.json is written last, so that it stands for a whole cell."""
+    write_pictures(folder / "result.npz", comparison.pictures)
+    values = {
+        field.name: getattr(comparison, field.name)
+        for field in dataclasses.fields(comparison)
+        if field.name != "pictures"
+    }
+    write_atomically(folder / "result.json", json.dumps({"comparison": values, "timings": seconds}).encode())
+
+
+def load_cell(folder: Path) -> tuple[Comparison, dict[str, float]] | None:
+    """The kept cell of a folder, None where there is none; DataError where it cannot be read."""
+    if not (folder / "result.json").is_file():
+        return None
+    try:
+        kept = json.loads((folder / "result.json").read_text())
+        values = kept["comparison"]
+        with np.load(folder / "result.npz", allow_pickle=False) as arrays:
+            pictures = {name: arrays[name] for name in arrays.files}
+        comparison = Comparison(
+            **{**values, "rows": tuple(values["rows"]), "rounds": tuple(values["rounds"]), "pictures": pictures}
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        raise DataError(f"the kept result in {folder.name} cannot be read; run again with fresh=true") from None
+    return comparison, kept["timings"]
+
+
+def ingest_lines(prepared: dict[str, Prepared]) -> Iterator[str]:
+    """What became of each site's files, a line per site: `north: 288 image stored, 17 segmentation used as label`."""
+    for site, item in prepared.items():
+        if item.table:
+            yield f"  {site}: " + ", ".join(f"{count} {reason} ({outcome})" for outcome, reason, count in item.table)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
