@@ -21,7 +21,6 @@ from shared.config import (
     IngestConfig,
     IntensityConfig,
     MachineConfig,
-    ScannerConfig,
     SimulationConfig,
 )
 
@@ -62,7 +61,7 @@ def make(campaign: CampaignConfig, tmp_path: Path) -> Make:
         seed: int = 0,
         **data: Any,
     ) -> SimulationConfig:
-        listed = hospitals or (HospitalConfig(name="north", patients=4, scanner=ScannerConfig(noise=0.01)),)
+        listed = hospitals or (HospitalConfig(name="north", patients=4),)
         count = sites or len(listed)
         varied = replace(campaign.data, kind=kind, root=None if root is None else str(root), **KINDS[kind] | data)
         rounds = replace(campaign.rounds, quorum=1)

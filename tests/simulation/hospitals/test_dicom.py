@@ -54,7 +54,9 @@ def test_geometry_is_in_the_tags(site: Path) -> None:
 
 
 def test_files_are_dicom_with_distinct_uids_and_hounsfield_rescale(site: Path) -> None:
-    images = [image for patient in patients_of(site) for number in (1, 2) for image in read_series(site, patient, number)]
+    images = [
+        image for patient in patients_of(site) for number in (1, 2) for image in read_series(site, patient, number)
+    ]
     assert len({image.SOPInstanceUID for image in images}) == len(images) == 16
     assert len({image.StudyInstanceUID for image in images}) == 2
     assert len({image.SeriesInstanceUID for image in images}) == 4

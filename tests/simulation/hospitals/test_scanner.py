@@ -1,4 +1,4 @@
-"""What scanners do, against the textbook: Rayleigh and Rician moments, point-spread widths, the size of a bias field."""
+"""What scanners do, against the textbook: Rayleigh and Rician moments, point-spread widths, bias amplitude."""
 
 from __future__ import annotations
 

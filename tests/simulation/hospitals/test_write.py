@@ -141,7 +141,9 @@ def test_data_of_somebody_else_are_refused_and_untouched(make: Make, tmp_path: P
         ({"diagnoses": ("none", "flu")}, "data.diagnoses: data=phantom knows"),
     ],
 )
-def test_what_the_data_cannot_give_is_refused(make: Make, tmp_path: Path, change: dict[str, object], reason: str) -> None:
+def test_what_the_data_cannot_give_is_refused(
+    make: Make, tmp_path: Path, change: dict[str, object], reason: str
+) -> None:
     config = make("phantom")
     data = replace(config.campaign.data, **change)
     with pytest.raises(ConfigError, match=reason):
