@@ -12,7 +12,8 @@ Enhanced images are clamped to [0, 1] before anything looks at them, as they are
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,8 +63,7 @@ class Prediction:
 def evaluate(networks: Networks, slices: Slices, campaign: CampaignConfig, machine: MachineConfig) -> Scores:
     """Judge both networks on every slice; weights and modes are as before when it returns."""
     columns: dict[str, list[Tensor]] = {}
-    with torch.inference_mode():
-        device = _ready(networks, machine)
+    with _judging(networks, machine) as device:
         for batch in evaluation_batches(slices, campaign, BATCH_SIZE):
             moved = batch.to(device, channels_last=machine.channels_last)
             for key, value in _batch_scores(networks, moved, campaign, machine).items():
@@ -83,8 +83,7 @@ def predict(
     networks: Networks, slices: Slices, indices: Sequence[int], campaign: CampaignConfig, machine: MachineConfig
 ) -> Prediction:
     """Enhanced images and predicted masks of the given slices, with the degradation that `evaluate` uses."""
-    with torch.inference_mode():
-        device = _ready(networks, machine)
+    with _judging(networks, machine) as device:
         batch = evaluation_batch(slices, campaign, torch.tensor(list(indices), dtype=torch.int64))
         states = _states(networks, batch.to(device, channels_last=machine.channels_last), machine)
         found = {}
@@ -104,11 +103,19 @@ def predict(
     )
 
 
-def _ready(networks: Networks, machine: MachineConfig) -> torch.device:
+@contextmanager
+def _judging(networks: Networks, machine: MachineConfig) -> Iterator[torch.device]:
+    """Inference on the machine's device; afterwards each network is in the mode that it was in."""
     device = placed(networks, machine)
-    networks.enhancer.eval()
-    networks.recogniser.eval()
-    return device
+    modes = [(network, network.training) for network in (networks.enhancer, networks.recogniser)]
+    try:
+        for network, _ in modes:
+            network.eval()
+        with torch.inference_mode():
+            yield device
+    finally:
+        for network, training in modes:
+            network.train(training)
 
 
 def _states(networks: Networks, batch: Batch, machine: MachineConfig) -> dict[str, Tensor]:
