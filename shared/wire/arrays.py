@@ -8,6 +8,7 @@ that was agreed, and is compared byte for byte. No pickle, no `literal_eval`, no
 from __future__ import annotations
 
 import io
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -36,7 +37,7 @@ def encode_array(values: Float32) -> bytes:
 def decode_array(name: str, data: bytes, shape: tuple[int, ...]) -> Float32:
     """A read-only view into `data`; DataError when it is not exactly a float32 array of `shape`."""
     header = npy_header(shape)
-    size = int(np.prod(shape, dtype=np.int64))
+    size = math.prod(shape)
     if len(data) != len(header) + 4 * size or not data.startswith(header):
         raise DataError(f"array {name!r} is not the bytes of a float32 array of shape {list(shape)}")
     return np.frombuffer(data, dtype="<f4", offset=len(header)).reshape(shape)

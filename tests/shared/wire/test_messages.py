@@ -1,0 +1,156 @@
+"""Plans, updates and cards survive the wire; what is out of bounds is refused, whatever the bytes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.errors import DataError
+from shared.types import Moments, Plan, SiteCard, Update
+from shared.wire import messages
+from shared.wire.messages import (
+    ReceivedUpdate,
+    Record,
+    Refusal,
+    card_record,
+    one_line,
+    plan_record,
+    read_answer,
+    read_plan,
+    refusal_record,
+    update_record,
+)
+
+DIGEST = "a" * 64
+WEIGHTS = {"enhancer.z": np.ones((2, 3), np.float32), "recogniser.a": np.arange(4, dtype=np.float32)}
+UPDATE = Update(
+    site="hospital-1",
+    round=3,
+    num_samples=64,
+    difference=WEIGHTS,
+    training={"loss_enhance": 0.25},
+    evaluation={
+        "enhanced.psnr_db": Moments(2, 60.0, 1800.5, (1.0, 2.0, 3.0, 4.0, 5.0)),
+        "clean.dice": Moments(0, 0, 0),
+    },
+)
+
+
+def test_a_plan_survives_the_wire_in_the_order_of_its_weights() -> None:
+    plan = read_plan(plan_record(Plan("demo", "train", 2, DIGEST, "b" * 64, WEIGHTS)))
+    assert (plan.campaign, plan.action, plan.round) == ("demo", "train", 2)
+    assert (plan.config_digest, plan.architecture_digest) == (DIGEST, "b" * 64)
+    assert list(plan.weights) == list(WEIGHTS)
+    for name, values in WEIGHTS.items():
+        np.testing.assert_array_equal(plan.weights[name], values)
+
+
+def test_an_update_survives_the_wire_with_its_arrays_still_bytes() -> None:
+    update = read_answer(update_record(UPDATE))
+    assert isinstance(update, ReceivedUpdate)
+    assert (update.site, update.round, update.num_samples) == ("hospital-1", 3, 64)
+    assert dict(update.training) == {"loss_enhance": 0.25}
+    assert dict(update.evaluation) == dict(UPDATE.evaluation)
+    assert update.shapes == {"enhancer.z": (2, 3), "recogniser.a": (4,)}
+    assert all(isinstance(data, bytes) for data in update.arrays.values())
+
+
+def test_a_card_and_a_refusal_survive_the_wire() -> None:
+    card = SiteCard("hospital-1", DIGEST, "b" * 64, "0.1.0", {"patients": 7, "diagnoses.none": 3})
+    assert read_answer(card_record(card)) == card
+    assert read_answer(refusal_record("RefusedError", "not approved")) == Refusal("RefusedError", "not approved")
+
+
+def test_what_is_not_a_number_stays_at_the_site() -> None:
+    measured = replace(
+        UPDATE,
+        training={"loss": float("nan"), "gate": 0.5},
+        evaluation={"a.auc": Moments(1, float("nan"), float("nan")), "a.dice": Moments(1, 0.5, 0.25)},
+    )
+    update = read_answer(update_record(measured))
+    assert isinstance(update, ReceivedUpdate)
+    assert dict(update.training) == {"gate": 0.5}
+    assert list(update.evaluation) == ["a.dice"]
+
+
+def test_a_reason_is_one_printable_bounded_line() -> None:
+    assert one_line("a\x1b[31m\nb\u202e  c") == "a [31m b c"
+    assert len(one_line("x" * 10_000)) == messages.MAX_REASON_CHARS
+
+
+def header(record: Record, **changes: Any) -> Record:
+    values = json.loads(record.header)
+    values.update(changes)
+    return replace(record, header=json.dumps(values).encode())
+
+
+CARD = card_record(SiteCard("hospital-1", DIGEST, DIGEST, "0.1.0", {}))
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (header(update_record(UPDATE), format=2), "expected a message of format 1"),
+        (header(update_record(UPDATE), kind="pickle"), "another kind of message"),
+        (header(update_record(UPDATE), kind=3), "not an object with a kind"),
+        (header(update_record(UPDATE), site="../../etc"), "a site's name must be"),
+        (header(update_record(UPDATE), site="a" * 65), "a site's name must be"),
+        (header(update_record(UPDATE), site=None), "field 'site' must be a text"),
+        (header(update_record(UPDATE), round=-1), "field 'round' must be a whole number"),
+        (header(update_record(UPDATE), round=1.5), "field 'round' must be a whole number"),
+        (header(update_record(UPDATE), round=True), "field 'round' must be a whole number"),
+        (header(update_record(UPDATE), num_samples=2**60), "field 'num_samples' must be a whole number"),
+        (header(update_record(UPDATE), training=[1]), "field 'training' must be a group"),
+        (header(update_record(UPDATE), training={"loss": "low"}), "field 'loss' must be a finite number"),
+        (header(update_record(UPDATE), training={"loss": 10**400}), "field 'loss' must be a finite number"),
+        (header(update_record(UPDATE), training={str(i): 1 for i in range(2000)}), "at most 1000 names"),
+        (header(update_record(UPDATE), evaluation={"a": {"count": 1, "total": float("nan"), "total_sq": 1}}), "finite"),
+        (header(update_record(UPDATE), evaluation={"a": 3}), "field 'a' must be a group"),
+        (
+            header(update_record(UPDATE), evaluation={"a": {"count": 1, "total": 1, "total_sq": 1, "quantiles": [1]}}),
+            "five numbers or none",
+        ),
+        (header(update_record(UPDATE), shapes={"other": [1]}), "not those that its header names"),
+        (header(update_record(UPDATE), shapes={"enhancer.z": [2, -3], "recogniser.a": [4]}), "whole numbers"),
+        (header(update_record(UPDATE), shapes={"enhancer.z": [1] * 9, "recogniser.a": [4]}), "out of bounds"),
+        (header(CARD, config_digest="zz"), "must be a SHA-256"),
+        (header(CARD, counts={"patients": -1}), "field 'patients' must be a whole number"),
+        (Record(b"\xff\x00"), "not JSON"),
+        (Record(b"[" * 100_000), "not JSON"),
+        (Record(b"[1]"), "not an object"),
+        (Record(b" " * (messages.MAX_HEADER_BYTES + 1)), "at most"),
+    ],
+)
+def test_an_answer_out_of_bounds_is_refused_with_the_reason(record: Record, reason: str) -> None:
+    with pytest.raises(DataError, match=reason) as refused:
+        read_answer(record)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_plan_with_an_unknown_action_or_a_broken_array_is_refused() -> None:
+    plan = plan_record(Plan("demo", "train", 2, DIGEST, DIGEST, WEIGHTS))
+    with pytest.raises(DataError, match="action must be one of handshake, train, evaluate"):
+        read_plan(header(plan, action="run"))
+    with pytest.raises(DataError, match="array 'enhancer.z'"):
+        read_plan(replace(plan, arrays={**plan.arrays, "enhancer.z": b"short"}))
+    with pytest.raises(DataError, match="expected a plan, got a 'update' message"):
+        read_plan(update_record(UPDATE))
+
+
+@given(
+    st.binary(max_size=200)
+    | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(json.dumps).map(str.encode)
+)
+def test_no_header_gets_past_the_checks_as_another_error(data: bytes) -> None:
+    with pytest.raises(DataError):
+        read_answer(Record(data))
+
+
+def test_bytes_are_counted_with_names_and_header() -> None:
+    assert Record(b"12345", {"ab": b"123"}).num_bytes == 10
