@@ -160,10 +160,7 @@ def _status(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from server.report import write_report
 
-    if not (arguments.run_dir / "campaign.json").is_file():
-        raise ConfigError(f"{arguments.run_dir.name!r} is not a run folder; see runs/ in the coordinator's folder")
-    write_report(arguments.run_dir)
-    _OUT.print(f"Written: {arguments.run_dir / 'report.html'}")
+    _OUT.print(f"Written: {write_report(arguments.run_dir)}")
     return 0
 
 

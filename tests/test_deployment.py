@@ -32,8 +32,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 SITES = ("north", "south", "west")
 CLIENTAPP = "Start `flwr-clientapp` process"
 TINY = [
-    "experiment=phantom", "sites=3", "hospitals.slices=4", "rounds=3", "training.local_steps=4", "training.batch_size=4",
-    "round.quorum=2", "round.grace_s=25", "round.join_deadline_s=90", "round.round_deadline_s=120", "seed=0",
+    "experiment=phantom", "sites=3", "hospitals.slices=4", "seed=0",
+    "rounds=3", "training.local_steps=4", "training.batch_size=4",
+    "round.quorum=2", "round.grace_s=25", "round.join_deadline_s=90", "round.round_deadline_s=120",
 ]  # fmt: skip
 
 

@@ -1,0 +1,167 @@
+"""A campaign into a run, and following it: Flower's command line is replaced by three functions."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server import folder, processes, submit
+from server.outcome import read_outcome, write_outcome
+from server.records import write_records
+from shared.config import CampaignConfig, load_campaign
+from shared.errors import ConfigError, PeerError, RefusedError
+from shared.trust import keystore
+
+NOW = dt.datetime(2026, 11, 21, tzinfo=dt.UTC)
+
+
+class Flower:
+    """What the SuperLink was asked, and what it answers."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.status = "running"
+        self.started: list[tuple[Path, Path]] = []
+        self.stopped: list[str] = []
+        monkeypatch.setattr(processes, "start_run", self.start)
+        monkeypatch.setattr(processes, "run_status", lambda _, run_id: processes.RunStatus(run_id, self.status))
+        monkeypatch.setattr(processes, "stop_run", lambda _, run_id: self.stopped.append(run_id))
+        monkeypatch.setattr(submit, "POLL_S", 0.01)
+        monkeypatch.setattr(submit, "FLOWER_POLL_S", 0.05)
+
+    def start(self, _: object, app: Path, values: Path) -> str:
+        self.started.append((app, values))
+        return str(len(self.started))
+
+
+@pytest.fixture
+def flower(monkeypatch: pytest.MonkeyPatch) -> Flower:
+    return Flower(monkeypatch)
+
+
+@pytest.fixture
+def coordinator(tmp_path: Path) -> folder.Coordinator:
+    made = folder.found(tmp_path / "c", "test", (), 8443, NOW)
+    for site in ("north", "south", "west"):
+        folder.admit(made, site, keystore.create_site_key(tmp_path / site))
+    return made
+
+
+def record(number: int) -> dict[str, Any]:
+    return {"round": number, "seconds": 1.0, "participants": ["north"], "dropped": {}}
+
+
+def test_a_run_folder_is_prepared_and_tells_sites_no_path(
+    coordinator: folder.Coordinator, campaign: CampaignConfig, flower: Flower, tmp_path: Path
+) -> None:
+    submitted = submit.submit(coordinator, campaign, ("south", "north"))
+    assert (submitted.run_id, submitted.sites, submitted.known) == ("1", ("north", "south"), frozenset())
+    assert load_campaign(submitted.run_dir / "campaign.json") == campaign
+    app, values = flower.started[0]
+    assert values.read_text() == 'run-dir = "runs/tiny"\nsites = "north,south"\n'
+    assert str(tmp_path) not in "".join(path.read_text() for path in app.parent.rglob("*") if path.is_file())
+
+
+def test_all_admitted_sites_by_default(
+    coordinator: folder.Coordinator, campaign: CampaignConfig, flower: Flower
+) -> None:
+    assert submit.submit(coordinator, campaign, ()).sites == ("north", "south", "west")
+
+
+@pytest.mark.parametrize(
+    ("sites", "reason"), [(("north", "east"), "'east' is not admitted"), (("north",), "can never be met by 1 sites")]
+)
+def test_sites_that_cannot_be_are_refused_before_anything_starts(
+    coordinator: folder.Coordinator, campaign: CampaignConfig, flower: Flower, sites: tuple[str, ...], reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        submit.submit(coordinator, campaign, sites)
+    assert not flower.started
+    assert not list((coordinator.folder / "runs").iterdir())
+
+
+def test_run_never_goes_over_finished_rounds_and_resume_goes_on(
+    coordinator: folder.Coordinator, campaign: CampaignConfig, flower: Flower
+) -> None:
+    with pytest.raises(ConfigError, match="nothing to resume"):
+        submit.submit(coordinator, campaign, (), resume=True)
+    run_dir = submit.submit(coordinator, campaign, ()).run_dir
+    (run_dir / "checkpoints").mkdir()
+    (run_dir / "checkpoints" / "round-1").touch()
+    write_records(run_dir, [record(1)])
+    write_outcome(run_dir, PeerError("lost"))
+    flower.status = "finished:failed"
+    with pytest.raises(ConfigError, match="continue with resume"):
+        submit.submit(coordinator, campaign, ())
+    resumed = submit.submit(coordinator, campaign, (), resume=True)
+    assert resumed.known == {1}
+    assert read_outcome(run_dir) is None  # the old outcome would end the new wait at once
+    assert not flower.stopped
+    assert json.loads((run_dir / "flower.json").read_text()) == {"run_ids": ["1", "2"]}
+
+
+def test_two_runs_never_share_a_folder(
+    coordinator: folder.Coordinator, campaign: CampaignConfig, flower: Flower
+) -> None:
+    submit.submit(coordinator, campaign, ())
+    with pytest.raises(ConfigError, match="under way already"):
+        submit.submit(coordinator, campaign, ())
+    assert not flower.stopped
+    submit.submit(coordinator, campaign, (), resume=True)
+    assert flower.stopped == ["1"]
+
+
+def test_another_agreement_of_the_same_name_is_refused(
+    coordinator: folder.Coordinator, campaign: CampaignConfig, flower: Flower
+) -> None:
+    run_dir = submit.submit(coordinator, campaign, ()).run_dir
+    before = (run_dir / "campaign.json").read_text()
+    for resume in (False, True):
+        with pytest.raises(ConfigError, match="another agreement"):
+            submit.submit(coordinator, replace(campaign, seed=1), (), resume=resume)
+    assert (run_dir / "campaign.json").read_text() == before
+
+
+def test_following_tells_each_round_once_and_ends_with_the_outcome(
+    coordinator: folder.Coordinator, campaign: CampaignConfig, flower: Flower
+) -> None:
+    submitted = replace(submit.submit(coordinator, campaign, ()), known=frozenset({1}))
+    write_records(submitted.run_dir, [record(1), record(2), record(3)])
+    write_outcome(submitted.run_dir, None)
+    told: list[int] = []
+    submit.follow(coordinator, submitted, lambda one: told.append(one["round"]))
+    assert told == [2, 3]
+    write_outcome(submitted.run_dir, RefusedError("north declined: not approved here"))
+    with pytest.raises(RefusedError, match="not approved here"):
+        submit.follow(coordinator, submitted, lambda one: None)
+
+
+@pytest.mark.parametrize("status", ["finished:failed", "finished:stopped"])
+def test_a_run_that_died_without_a_word_is_noticed(
+    coordinator: folder.Coordinator, campaign: CampaignConfig, flower: Flower, status: str
+) -> None:
+    submitted = submit.submit(coordinator, campaign, ())
+    flower.status = status
+    with pytest.raises(PeerError, match=f"{status} without a word; go on at the lost round with resume"):
+        submit.follow(coordinator, submitted, lambda one: None)
+
+
+def test_a_link_that_is_just_coming_back_does_not_end_the_wait(
+    coordinator: folder.Coordinator, campaign: CampaignConfig, flower: Flower, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted = submit.submit(coordinator, campaign, ())
+    asked: list[str] = []
+
+    def away(_: object, run_id: str) -> processes.RunStatus:
+        asked.append(run_id)
+        if len(asked) == 3:
+            write_outcome(submitted.run_dir, None)
+        raise PeerError("the SuperLink does not answer")
+
+    monkeypatch.setattr(processes, "run_status", away)
+    submit.follow(coordinator, submitted, lambda one: None)
+    assert len(asked) >= 3
