@@ -37,6 +37,8 @@ class Members:
     cards: Mapping[int, SiteCard] = field(default_factory=dict)
     refused: Mapping[int, WardroundError] = field(default_factory=dict)
     asked: Mapping[str, Peer] = field(default_factory=dict)
+    failed: Mapping[int, str] = field(default_factory=dict)
+    """Whose card was lost on the way; they are asked again after a wait."""
 
 
 def online(members: Members, peers: Sequence[Peer]) -> dict[str, Peer]:
@@ -68,13 +70,15 @@ def join(
         complete = _is_complete(members, peers, admission, first=first)
         left_s = 0.0 if complete else deadline - now()
         answer = link.receive(members.asked, max(0.0, min(WAIT_S, left_s)))
-        if answer is not None:
+        if answer is not None and answer[0] in members.asked:
             ticket, reply = answer
             members = _settle(members, ticket, reply, expected, admission, peers, on_event)
         elif complete:
             return members
         elif now() >= deadline:
             return _with_quorum(members, link.peers(), admission)
+        else:
+            members = replace(members, failed={})
 
 
 def _ask(link: Link, handshake: Record, members: Members, peers: Sequence[Peer], admission: Admission) -> Members:
@@ -85,6 +89,7 @@ def _ask(link: Link, handshake: Record, members: Members, peers: Sequence[Peer],
         if peer.id not in asked
         and peer.id not in members.cards
         and peer.id not in members.refused
+        and peer.id not in members.failed
         and (admission.allowed is None or not peer.name or peer.name in admission.allowed)
     ]
     if not new:
@@ -111,9 +116,9 @@ def _settle(
 ) -> Members:
     peer = members.asked[ticket]
     asked = {other: of for other, of in members.asked.items() if other != ticket}
-    if isinstance(reply, Failure):  # lost on the way: it may be asked again
-        on_event(SiteRefused(peer.name, f"no site card: {reply.reason}"))
-        return replace(members, asked=asked)
+    if isinstance(reply, Failure):
+        reason = f"{peer.name or 'a peer'} gave no site card: {reply.reason}"
+        return replace(members, asked=asked, failed={**members.failed, peer.id: reason})
     try:
         card = _checked(reply, peer, expected, admission, online(members, peers))
     except (DataError, RefusedError) as error:
@@ -173,4 +178,5 @@ def _with_quorum(members: Members, peers: Sequence[Peer], admission: Admission) 
         raise kind(f"{found}; {'; '.join(map(str, reasons))}")
     missing = sorted((admission.allowed or frozenset()) - here.keys())
     who = f"; missing: {', '.join(missing)}" if missing else ""
+    who += "".join(f"; {reason}" for reason in members.failed.values())
     raise PeerError(f"{found} within {admission.deadline_s:g} s{who}; start the sites, or raise rounds.join_deadline_s")

@@ -1,0 +1,127 @@
+"""The streamed sum is the weighted mean, in any order, and a refused update is not in it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from server import collect
+from server.collect import WeightedSum
+from shared.errors import DataError
+from shared.types import Arrays, Update
+from shared.wire.messages import ReceivedUpdate, read_answer, update_record
+
+SHAPES = {"enhancer.a": (3, 5), "recogniser.b": (7,), "recogniser.c": ()}
+
+
+def arrays(seed: int) -> Arrays:
+    rng = np.random.default_rng(seed)
+    return {name: np.asarray(rng.standard_normal(shape), np.float32) for name, shape in SHAPES.items()}
+
+
+def received(site: str, values: Arrays, *, round: int = 2, num_samples: int = 10) -> ReceivedUpdate:
+    update = read_answer(update_record(Update(site, round, num_samples, values)))
+    assert isinstance(update, ReceivedUpdate)
+    return update
+
+
+def empty() -> WeightedSum:
+    return WeightedSum(arrays(0), round=2, max_samples=100)
+
+
+def test_the_mean_is_weighted_by_samples() -> None:
+    total = empty()
+    samples = {"a": 1, "b": 10, "c": 100}
+    for seed, (site, count) in enumerate(samples.items()):
+        total.add(received(site, arrays(seed), num_samples=count), site=site)
+    mean = total.mean()
+    for name in SHAPES:
+        expected = sum(n * arrays(i)[name].astype(np.float64) for i, n in enumerate(samples.values())) / 111
+        np.testing.assert_allclose(mean[name], expected, rtol=1e-6)
+        assert mean[name].dtype == np.float32
+        assert mean[name].shape == SHAPES[name]
+
+
+def test_equal_weights_ignore_the_samples() -> None:
+    total = empty()
+    total.add(received("a", arrays(1), num_samples=1), site="a", equal=True)
+    total.add(received("b", arrays(2), num_samples=99), site="b", equal=True)
+    for name, values in total.mean().items():
+        np.testing.assert_allclose(values, (arrays(1)[name] + arrays(2)[name]) / 2, rtol=1e-6)
+
+
+def test_the_order_of_arrival_disappears_in_the_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where values of very different size meet, which float32 sums would tell apart."""
+    sites = [f"site-{i}" for i in range(40)]
+    updates = {s: {n: v * np.float32(10.0 ** (i % 7 - 3)) for n, v in arrays(i).items()} for i, s in enumerate(sites)}
+    means = []
+    for order in (sites, sites[::-1], sorted(sites)):
+        total = empty()
+        for site in order:
+            total.add(received(site, updates[site]), site=site)
+        means.append(total.mean())
+    for name in SHAPES:
+        assert means[0][name].tobytes() == means[1][name].tobytes() == means[2][name].tobytes()
+
+
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mean() -> Arrays:
+        total = empty()
+        for i in range(3):
+            total.add(received(f"s{i}", arrays(i), num_samples=i + 1), site=f"s{i}")
+        return total.mean()
+
+    whole = mean()
+    monkeypatch.setattr(collect, "BLOCK", 4)
+    for name, values in mean().items():
+        assert values.tobytes() == whole[name].tobytes()
+
+
+def with_value(value: float) -> Arrays:
+    values = arrays(3)
+    values["recogniser.b"][-1] = value  # in the last array that is looked at but one
+    return values
+
+
+def without(name: str) -> Arrays:
+    return {key: value for key, value in arrays(3).items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("update", "reason"),
+    [
+        (received("a", arrays(3)), "expected a reply in the name of b, got one in the name of a"),
+        (received("b", arrays(3), round=1), "expected an update of round 2, got one of round 1"),
+        (received("b", arrays(3), num_samples=0), "expected 1 to 100 samples, got 0"),
+        (received("b", arrays(3), num_samples=101), "expected 1 to 100 samples, got 101"),
+        (received("b", without("enhancer.a")), "array 'enhancer.a' is missing"),
+        (received("b", {**arrays(3), "x": np.ones(1, np.float32)}), "expected 3 arrays, got 4"),
+        (received("b", {**arrays(3), "enhancer.a": np.ones((5, 3), np.float32)}), r"must have shape \[3, 5\], got"),
+        (received("b", with_value(np.nan)), "array 'recogniser.b' holds values that are not finite"),
+        (received("b", with_value(-np.inf)), "array 'recogniser.b' holds values that are not finite"),
+        (replace(received("b", arrays(3)), arrays=dict.fromkeys(SHAPES, b"\x93NUMPY")), "is not the bytes of"),
+    ],
+)
+def test_a_refused_update_is_told_why_and_leaves_the_sum_as_it_was(update: ReceivedUpdate, reason: str) -> None:
+    total, expected = empty(), empty()
+    for sum_ in (total, expected):
+        sum_.add(received("a", arrays(1)), site="a")
+    with pytest.raises(DataError, match=reason):
+        total.add(update, site="b")
+    for sum_ in (total, expected):
+        sum_.add(received("c", arrays(2)), site="c")
+    assert total.samples == expected.samples == {"a": 10, "c": 10}
+    after, untouched = total.mean(), expected.mean()
+    for name in SHAPES:
+        assert after[name].tobytes() == untouched[name].tobytes()
+
+
+def test_a_site_counts_once() -> None:
+    total, once = empty(), empty()
+    for sum_ in (total, once):
+        sum_.add(received("a", arrays(1)), site="a")
+    with pytest.raises(DataError, match="of round 2 was already received"):
+        total.add(received("a", arrays(2)), site="a")
+    assert total.mean()["enhancer.a"].tobytes() == once.mean()["enhancer.a"].tobytes()
