@@ -1,29 +1,29 @@
 """A run folder and Flower's Grid in, a trained campaign in the folder out: the coordinator's side of the transport.
 
-The folder holds campaign.json before the run; it gets checkpoints/, rounds.jsonl and, last, outcome.json. A run always
-goes on from the last complete checkpoint, so that `resume` is to start the same run again.
+The folder holds campaign.json before the run; it gets about.json, checkpoints/, rounds.jsonl and, last, outcome.json. A
+run always goes on from the last complete checkpoint, so that `resume` is to start the same run again.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from server.about import add_site, write_about
+from server.journal import append_event
 from server.outcome import write_outcome
 from server.rounds import CampaignResult, Run, ignore, run_campaign
 from shared.config import CampaignConfig, load_campaign
 from shared.errors import ConfigError, WardroundError
-from shared.events import Event
+from shared.events import Event, SiteJoined
 from shared.types import Arrays
 from shared.wire.flower import GridLink
-
-log = logging.getLogger("wardround.coordinator")
 
 MARGIN_S = 300.0
 """How long a reply that is too late stays with the SuperLink before it may be thrown away."""
@@ -50,11 +50,18 @@ def serve(
 ) -> CampaignResult:
     """Run the campaign of `run_dir` to its end over `grid`; leaves the outcome there, and raises what went wrong."""
     clock = clock or Clock()
+
+    def noted(event: Event) -> None:
+        if isinstance(event, SiteJoined):
+            add_site(run_dir, event.site, event.counts)
+        on_event(event)
+
     try:
         campaign = load_campaign(run_dir / "campaign.json")
+        write_about(run_dir, campaign)
         ttl_s = max(campaign.rounds.round_deadline_s, campaign.rounds.join_deadline_s) + MARGIN_S
         link = GridLink(grid, ttl_s=ttl_s, poll_s=clock.poll_s, sleep=clock.sleep)
-        run = Run(campaign, link, run_dir, allowed, keep, on_event, clock.now, clock.start_up_s)
+        run = Run(campaign, link, run_dir, allowed, keep, noted, clock.now, clock.start_up_s)
         result = run_campaign(run, lambda: initial_weights(campaign))
     except WardroundError as error:
         write_outcome(run_dir, error)
@@ -74,10 +81,6 @@ def initial_weights(campaign: CampaignConfig) -> Arrays:
     return to_arrays(build_networks(campaign))
 
 
-def log_event(event: Event) -> None:
-    log.info("%s", event)
-
-
 app = ServerApp()
 
 
@@ -89,4 +92,4 @@ def main(grid: Grid, context: Context) -> None:
         raise ConfigError("the run has no run-dir; start it with: wardround-coordinator run")
     sites = frozenset(name for name in str(context.run_config.get("sites", "")).split(",") if name)
     keep = int(context.run_config.get("keep-checkpoints", 0))
-    serve(grid, Path(run_dir), allowed=sites or None, keep=keep, on_event=log_event)
+    serve(grid, Path(run_dir), allowed=sites or None, keep=keep, on_event=partial(append_event, Path(run_dir)))

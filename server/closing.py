@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from server.about import read_about
 from shared.errors import DataError
 from shared.types import Moments
 
@@ -22,7 +23,7 @@ _GATES: Mapping[str, str] = {"plain": "off", "gradprom": "global"}
 
 def closing_record(run_dir: Path) -> dict[str, Any]:
     """The record of a deployed run: as record.json, with rows from the last evaluation and no comparators."""
-    campaign = _campaign(run_dir / "campaign.json")
+    campaign, about = _campaign(run_dir / "campaign.json"), read_about(run_dir)
     rounds = _rounds(run_dir / "rounds.jsonl")
     judged = [record for record in rounds if record["evaluation"]]
     if not judged:
@@ -31,13 +32,13 @@ def closing_record(run_dir: Path) -> dict[str, Any]:
     return {
         "experiment": campaign["name"],
         "seeds": [campaign["seed"]],
-        "config_digest": _digest(campaign),
-        "versions": next((record["versions"] for record in reversed(rounds) if record.get("versions")), {}),
+        "config_digest": about.get("config_digest", _digest(campaign)),
+        "versions": about.get("versions", {}),
         "wall_s": sum(float(record["seconds"]) for record in rounds),
         "rows": rows,
         "claims": [],
         "config": campaign,
-        "sites": {site: {} for site in sorted(judged[-1]["evaluation"])},
+        "sites": {site: about["sites"].get(site, {}) for site in sorted(judged[-1]["evaluation"])},
         "method": campaign["objective"]["kind"],
         "rounds": rounds,
     }

@@ -4,6 +4,7 @@
     pictures/      npz files beside it: one example per site, scores per image, intensity histograms (simulation only)
     rounds.jsonl   a deployed campaign instead: one record per finished round, by the coordinator
     campaign.json  the campaign that was agreed on
+    about.json     its digest, the versions that ran, the sites' counts (optional)
 
 A deployed run has no pictures, whatever lies in its folder: the coordinator must never hold one.
 """

@@ -148,6 +148,7 @@ def _tiles(summary: Sequence[tuple[tuple[str, str], Mapping[str, float]]]) -> li
                     "name": METRICS[key].heading,
                     "value": shown(key, after),
                     "unit": METRICS[key].unit,
+                    "worse": after <= before,
                     "gain": f"{after - before:+.{METRICS[key].decimals}f}",
                     "others": [(name, shown(key, by_setting[name][key])) for name in others],
                 }

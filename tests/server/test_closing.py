@@ -78,10 +78,21 @@ def test_line_cut_by_a_crash_is_not_a_round(deployed_run: Path) -> None:
 
 
 def test_digest_is_the_one_that_sites_agreed_on(tmp_path: Path, campaign: Any) -> None:
-    from shared.config import campaign_digest, to_dict
+    from shared.config import CampaignConfig, build, campaign_digest, to_dict
 
-    write(tmp_path, [{"a": {"enhanced.psnr_db": moments(np.ones(2))}}], to_dict(campaign))
-    assert read_findings(tmp_path).report["config_digest"] == campaign_digest(campaign)
+    agreed = build(CampaignConfig, to_dict(campaign))
+    write(tmp_path, [{"a": {"enhanced.psnr_db": moments(np.ones(2))}}], to_dict(agreed))
+    assert read_findings(tmp_path).report["config_digest"] == campaign_digest(agreed)
+
+
+def test_what_the_run_wrote_about_itself_is_believed_over_what_is_installed_today(tmp_path: Path) -> None:
+    write(tmp_path, [{"a": {"enhanced.psnr_db": moments(np.ones(2))}}])
+    about = {"config_digest": "ab" * 32, "versions": {"wardround": "0.0.1"}, "sites": {"a": {"patients": 9}}}
+    (tmp_path / "about.json").write_text(json.dumps(about))
+    findings = read_findings(tmp_path)
+    assert findings.report["config_digest"] == "ab" * 32
+    assert findings.report["versions"] == {"wardround": "0.0.1"}
+    assert findings.sites == {"a": {"patients": 9}}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,78 @@
+"""Claims: differences done by hand, the target as configured, and a failure that stays and says where."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from shared.config import CompareConfig
+from simulation.claims import claims_of
+
+CONFIG = CompareConfig(gain_db=4.0, pooled_gap_db=0.3, pooled_gap_dice=0.02)
+
+
+def rows_of(
+    seed: int = 0, method: str = "gradprom", task: str = "dice", **overrides: tuple[float, float]
+) -> list[dict]:
+    figures = {
+        "degraded": (20.0, 0.60),
+        "local": (25.0, 0.78),
+        "pooled": (26.0, 0.81),
+        "federated": (25.8, 0.80),
+        **overrides,
+    }
+    rows: list[dict[str, Any]] = []
+    for setting, (psnr_db, score) in figures.items():
+        for test_site, off in (("a", 0.5), ("b", -0.5), ("all", 0.0)):
+            gap = off if setting == "federated" else 0.0
+            labels = {"method": method, "seed": seed, "setting": setting, "site": "all", "test_site": test_site}
+            rows.append({**labels, "psnr_db": psnr_db + gap, task: score})
+    return rows
+
+
+def test_values_are_differences_over_all_tests_held_against_the_configured_targets() -> None:
+    claims = claims_of(rows_of(), CONFIG, masks=True)
+    assert [claim["value"] for claim in claims] == pytest.approx([5.8, 0.8, 0.02, -0.2, -0.01])
+    assert [claim["target"] for claim in claims] == [4.0, 0.0, 0.0, -0.3, -0.02]
+    assert all(claim["holds"] for claim in claims)
+    assert all("reason" not in claim for claim in claims)
+
+
+def test_claim_that_does_not_hold_stays_and_says_where() -> None:
+    claims = claims_of(rows_of(federated=(23.0, 0.80)), CONFIG, masks=True)
+    assert [claim["holds"] for claim in claims] == [False, False, True, False, True]
+    assert [claim["target"] for claim in claims] == [4.0, 0.0, 0.0, -0.3, -0.02]
+    assert claims[0]["reason"] == "federated minus degraded is lowest on the tests of b: +2.50 dB"
+
+
+def test_value_equal_to_the_target_holds() -> None:
+    claims = claims_of(rows_of(federated=(24.0, 0.78), local=(24.0, 0.78)), CONFIG, masks=True)
+    assert [claim["holds"] for claim in claims[:3]] == [True, True, True]
+
+
+def test_several_seeds_give_their_mean_and_their_spread() -> None:
+    rows = rows_of(seed=0) + rows_of(seed=1, federated=(24.8, 0.79))
+    gain = claims_of(rows, CONFIG, masks=True)[0]
+    assert gain["value"] == pytest.approx(5.3)
+    assert (gain["lowest"], gain["highest"]) == pytest.approx((4.8, 5.8))
+    assert gain["per_seed"] == {"0": pytest.approx(5.8), "1": pytest.approx(4.8)}
+    assert gain["reason"] == "2 seeds: +4.80 dB to +5.80 dB"
+
+
+def test_data_without_masks_is_judged_by_accuracy() -> None:
+    claims = claims_of(rows_of(task="accuracy"), CONFIG, masks=False)
+    assert [claim["claim"].split()[1] for claim in claims] == ["PSNR", "PSNR", "accuracy", "PSNR", "accuracy"]
+
+
+def test_comparator_that_was_not_asked_for_makes_no_claim() -> None:
+    alone = CompareConfig(local=False, pooled=False)
+    assert [claim["claim"] for claim in claims_of(rows_of(), alone, masks=True)] == [
+        "federated PSNR at least 4 dB above degraded"
+    ]
+
+
+def test_each_method_has_its_own_claims() -> None:
+    claims = claims_of(rows_of() + rows_of(method="plain"), CONFIG, masks=True)
+    assert [claim["method"] for claim in claims] == ["gradprom"] * 5 + ["plain"] * 5
+    assert claims[5]["claim"].startswith("plain: federated PSNR")

@@ -1,0 +1,189 @@
+"""The comparison: equal budgets, the same test noise for all, and rows that repeat what the federation measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.report import write_report
+from shared.config import (
+    CampaignConfig,
+    CompareConfig,
+    HospitalConfig,
+    HospitalsConfig,
+    MachineConfig,
+    ScannerConfig,
+    SimulationConfig,
+    StrategyConfig,
+    build,
+    to_dict,
+)
+from shared.networks import build_networks
+from shared.types import Arrays
+from shared.weights import to_arrays
+from simulation.compare import Comparison, compare, write_record
+from simulation.progress import ModelStep
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """A federation that ended before its first round."""
+
+    weights: Arrays
+    records: tuple[dict[str, Any], ...] = field(default_factory=tuple)
+
+
+def simulation(campaign: CampaignConfig, machine: MachineConfig, run_dir: Path, **compared: Any) -> SimulationConfig:
+    hospitals = (HospitalConfig(name="coast", patients=6, scanner=ScannerConfig(noise=0.02)),)
+    return SimulationConfig(
+        experiment="tiny",
+        budget="quick",
+        sites=2,
+        seeds=(0,),
+        transport="inprocess",
+        run_dir=str(run_dir),
+        campaign=campaign,
+        hospitals=HospitalsConfig(sites=hospitals),
+        compare=CompareConfig(**compared),
+        machine=machine,
+    )
+
+
+def untrained(campaign: CampaignConfig) -> Untrained:
+    return Untrained(to_arrays(build_networks(campaign)))
+
+
+def find(comparison: Comparison, setting: str, site: str, test_site: str) -> dict[str, Any]:
+    rows = comparison.rows
+    (row,) = [r for r in rows if (r["setting"], r["site"], r["test_site"]) == (setting, site, test_site)]
+    return row
+
+
+@pytest.fixture
+def campaign(campaign: CampaignConfig) -> CampaignConfig:
+    """As it reads in a campaign file: 1.0 where a float is meant, since a store keeps the digest of its rule."""
+    return build(CampaignConfig, to_dict(campaign))
+
+
+@pytest.fixture
+def quiet() -> list[ModelStep]:
+    return []
+
+
+def test_federation_and_comparison_tell_the_same_and_make_a_report(
+    campaign: CampaignConfig, machine: MachineConfig, stores: dict[str, Path], tmp_path: Path, quiet: list[ModelStep]
+) -> None:
+    from simulation.run import run_federation
+
+    config = simulation(campaign, machine, tmp_path, judge=True)
+    federated = run_federation(campaign, stores, tmp_path / "federation", machine=machine)
+    comparison = compare(config, 0, stores, federated, machine=machine, on_event=quiet.append)
+
+    # every figure of the closing evaluation is the figure of the row
+    for site, metrics in federated.closing.items():
+        for key in ("psnr_db", "ssim", "dice", "accuracy"):
+            row = find(comparison, "federated", "all", site)
+            assert row[key] == pytest.approx(metrics[f"enhanced.{key}"].mean, rel=1e-9)
+            if key in ("psnr_db", "ssim"):
+                assert find(comparison, "degraded", "all", site)[key] == pytest.approx(metrics[f"degraded.{key}"].mean)
+
+    # equal budgets, in images drawn: 2 rounds x 4 steps x 4 images
+    assert find(comparison, "local", "coast", "all")["samples_seen"] == 32
+    assert find(comparison, "local", "all", "all")["samples_seen"] == 32
+    assert find(comparison, "pooled", "all", "all")["samples_seen"] == 64
+    assert find(comparison, "federated", "all", "all")["samples_seen"] == 64
+    assert find(comparison, "federated", "all", "all")["bytes_up"] > 0
+
+    # an independent recogniser judges clean, degraded and every model's enhanced images
+    for setting in ("clean", "degraded", "local", "pooled", "federated"):
+        assert 0 <= find(comparison, setting, "all", "all")["judge_dice"] <= 1
+
+    # progress ends at the last step of each comparator
+    ends = {step.model: (step.done, step.total) for step in quiet}
+    assert ends == {"local: coast": (8, 8), "local: north": (8, 8), "pooled": (16, 16), "judge": (8, 8)}
+
+    write_record(tmp_path / "run", config, [comparison], wall_s=1.5, timings={"federation": 1.0})
+    page = write_report(tmp_path / "run").read_text()
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert len(report["claims"]) == 5
+    assert {row["setting"] for row in report["rows"]} == {"clean", "degraded", "local", "pooled", "federated"}
+    assert report["versions"].keys() >= {"wardround", "torch", "flwr", "python"}
+    assert page.count("data:image/png") == 2 * 2 * 5
+    assert "noise 0.02" in page
+
+
+def test_same_seed_gives_the_same_rows_and_no_row_holds_a_hole(
+    campaign: CampaignConfig, machine: MachineConfig, stores: dict[str, Path], tmp_path: Path, quiet: list[ModelStep]
+) -> None:
+    config = simulation(campaign, machine, tmp_path, local=False)
+    federated = untrained(campaign)
+    first, second = (compare(config, 0, stores, federated, machine=machine, on_event=quiet.append) for _ in range(2))
+
+    def without_time(comparison: Comparison) -> list[dict[str, Any]]:
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in comparison.rows]
+
+    assert without_time(first) == without_time(second)
+    json.dumps(first.rows, allow_nan=False)
+
+
+def test_comparators_are_free_of_the_proximal_pull(
+    campaign: CampaignConfig, machine: MachineConfig, stores: dict[str, Path], tmp_path: Path, quiet: list[ModelStep]
+) -> None:
+    prox = replace(campaign, strategy=StrategyConfig(kind="fedprox", proximal_mu=100.0))
+    figures = [
+        find(
+            compare(
+                simulation(each, machine, tmp_path, local=False),
+                0,
+                stores,
+                untrained(each),
+                machine=machine,
+                on_event=quiet.append,
+            ),
+            "pooled",
+            "all",
+            "all",
+        )["psnr_db"]
+        for each in (campaign, prox)
+    ]
+    assert figures[0] == figures[1]
+
+
+def test_all_models_are_judged_on_the_same_noise(
+    campaign: CampaignConfig, machine: MachineConfig, stores: dict[str, Path], tmp_path: Path, quiet: list[ModelStep]
+) -> None:
+    from client.dataset import merge, open_site
+    from client.evaluate import evaluate
+
+    datas = [open_site(store, site, campaign) for site, store in stores.items()]
+    networks = build_networks(campaign)
+    apart = [evaluate(networks, data.test, campaign, machine).values["degraded.psnr_db"] for data in datas]
+    together = evaluate(networks, merge(datas).test, campaign, machine).values["degraded.psnr_db"]
+    assert [value for values in apart for value in values] == list(together)
+
+
+def test_seed_of_the_comparison_is_the_seed_of_its_rows(
+    campaign: CampaignConfig, machine: MachineConfig, stores: dict[str, Path], tmp_path: Path, quiet: list[ModelStep]
+) -> None:
+    config = simulation(campaign, machine, tmp_path, local=False, pooled=False)
+    other = replace(campaign, seed=7)
+    comparison = compare(config, 7, stores, untrained(other), machine=machine, on_event=quiet.append)
+    assert {row["seed"] for row in comparison.rows} == {7}
+    assert not quiet
+
+
+def test_data_without_masks_has_no_mask_metric(
+    campaign: CampaignConfig, machine: MachineConfig, tmp_path: Path, quiet: list[ModelStep], make_store: Any
+) -> None:
+    bare = replace(campaign, data=replace(campaign.data, masks=()))
+    found = {site: make_store(tmp_path / site, bare.data, seed) for seed, site in enumerate(("coast", "north"), 3)}
+    config = simulation(bare, machine, tmp_path, local=False)
+    comparison = compare(config, 0, found, untrained(bare), machine=machine, on_event=quiet.append)
+    assert not [key for row in comparison.rows for key in row if "dice" in key or "region" in key]
+    assert "accuracy" in find(comparison, "federated", "all", "all")
+    write_record(tmp_path / "run", config, [comparison], wall_s=1.0)
+    assert "Dice" not in write_report(tmp_path / "run").read_text().split("To do it again")[0].split("Limits")[0]
