@@ -9,11 +9,13 @@ their place. Overlays are left out: they are drawn by people.
 from __future__ import annotations
 
 import struct
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
@@ -79,10 +81,26 @@ def _float32(stored: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 
 
 def _palette(stored_FHW: npt.NDArray[Any], dataset: Dataset) -> Frames:
-    coloured = np.stack([apply_color_lut(frame, dataset) for frame in stored_FHW])
-    assert coloured.shape[-1] >= 3
-    depth = 8 * coloured.dtype.itemsize
+    tables = _native_tables(dataset)
+    coloured = np.stack([apply_color_lut(frame, tables) for frame in stored_FHW])
+    depth = min(8 * coloured.dtype.itemsize, int(dataset.RedPaletteColorLookupTableDescriptor[2]))
     return Frames(_float32(coloured[..., :3]), 0.0, float(2**depth - 1))
+
+
+def _native_tables(dataset: Dataset) -> Dataset:
+    """pydicom 3.0 reads the entries of a palette as little endian in big-endian files too; segmented ones are right."""
+    if dataset.original_encoding[1] is not False:
+        return dataset
+    swapped = copy(dataset)
+    for colour in ("Red", "Green", "Blue"):
+        keyword = f"{colour}PaletteColorLookupTableData"
+        if keyword in dataset:
+            data: bytes = dataset[keyword].value
+            entries = int(dataset[f"{colour}PaletteColorLookupTableDescriptor"].value[0]) or 2**16
+            if len(data) == 2 * entries:
+                native = np.frombuffer(data, ">u2").astype("<u2").tobytes()
+                swapped[keyword] = DataElement(dataset[keyword].tag, "OW", native)
+    return swapped
 
 
 def _monochrome(stored_FHWC: npt.NDArray[Any], dataset: Dataset, *, inverted: bool) -> Frames:

@@ -60,6 +60,8 @@ class _Run:
     diagnoses_unknown: int = 0
     outcomes: Counter[tuple[Outcome, Reason]] = field(default_factory=Counter)
     quarantine: dict[str, str] = field(default_factory=dict)
+    stored: set[str] = field(default_factory=set)
+    """Identities of instances whose pixels are in the store: no copy of them that is damaged keeps them out."""
     series: dict[str, SeriesRecord] = field(default_factory=dict)
     """New and updated ones."""
     kept: dict[str, SeriesRecord] = field(default_factory=dict)
@@ -273,6 +275,7 @@ def _store_one(
     run.series[record.key] = record
     run.updated += old is not None
     run.count("stored", Reason.IMAGE, len(prepared.instances))
+    run.stored.update(instance.identity for instance in prepared.instances)
     for instance in stack.instances:
         if instance.identity in prepared.refused:
             run.refuse(instance.identity, prepared.refused[instance.identity])
@@ -299,6 +302,7 @@ def _keep(
             run.refuse(instance.identity, Reason(earlier))
         else:
             run.count("already stored", Reason.IMAGE)
+            run.stored.add(instance.identity)
     for item in segmentations:
         earlier = index.quarantine.get(item.identity)
         run.label(item, None if earlier is None else Reason(earlier))
@@ -324,8 +328,8 @@ def _commit(run: _Run, store: Path, index: Index) -> None:
     for key, record in run.series.items():
         if record.pair is not None and record.pair not in present:
             present[key] = replace(record, pair=None)
-    stored = {instance.identity for instance in run.instances} - run.quarantine.keys()
-    quarantine = {key: reason for key, reason in index.quarantine.items() if key not in stored} | run.quarantine
+    both = {**index.quarantine, **run.quarantine}
+    quarantine = {identity: reason for identity, reason in both.items() if identity not in run.stored}
     if not run.series and quarantine == dict(index.quarantine) and index.generation:
         return
     try:
