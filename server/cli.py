@@ -9,7 +9,7 @@ import argparse
 import datetime as dt
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +104,7 @@ def _resume(arguments: argparse.Namespace) -> int:
 
 
 def _submit(arguments: argparse.Namespace, *, resume: bool) -> int:
+    from server.journal import in_words
     from server.processes import reach
     from server.submit import follow, submit
 
@@ -115,15 +116,18 @@ def _submit(arguments: argparse.Namespace, *, resume: bool) -> int:
     _OUT.print(f"Campaign {campaign.name} is submitted to {', '.join(submitted.sites)}; files in {submitted.run_dir}")
     with _progress() as progress:
         bar = progress.add_task("rounds", total=submitted.rounds + 1)
-        if submitted.known:
-            progress.console.print(f"going on after round {max(submitted.known)}")
-            progress.update(bar, completed=max(submitted.known))
+        progress.update(bar, completed=max(submitted.known, default=0))
 
         def show(record: RoundRecord) -> None:
             progress.console.print(_round_line(record, submitted))
             progress.update(bar, completed=int(record["round"]))
 
-        follow(coordinator, submitted, show)
+        def tell(event: Mapping[str, Any]) -> None:
+            words = in_words(event)
+            if words:
+                progress.console.print(words)
+
+        follow(coordinator, submitted, show, tell)
     _OUT.print(f"Completed. Report: wardround-coordinator report {submitted.run_dir}")
     return 0
 

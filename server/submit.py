@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from server import processes
 from server.bundle import write_bundle, write_run_config
 from server.folder import Coordinator
+from server.journal import events_from, size
 from server.outcome import Outcome, read_outcome, remove_outcome
 from server.records import RoundRecord, read_records
 from shared.config import CampaignConfig, campaign_digest, load_campaign, save_campaign
@@ -36,6 +38,8 @@ class Submitted:
     sites: tuple[str, ...]
     known: frozenset[int] = frozenset()
     """Rounds that an earlier run of the same folder has finished."""
+    journal: int = 0
+    """Where this run's events begin in events.jsonl, in bytes."""
 
 
 def submit(
@@ -51,11 +55,12 @@ def submit(
     save_campaign(campaign, run_dir / "campaign.json")
     remove_outcome(run_dir)
     known = frozenset(int(record["round"]) for record in read_records(run_dir)) if resume else frozenset()
+    journal = size(run_dir)
     app = write_bundle(coordinator.flower / "bundles", digest)
     values = write_run_config(app.parent / "run.toml", str(run_dir.relative_to(coordinator.folder)), sites)
     run_id = processes.start_run(coordinator, app, values)
     _record(run_dir, [*_earlier(run_dir), run_id])
-    return Submitted(run_dir, run_id, campaign.rounds.rounds, sites, known)
+    return Submitted(run_dir, run_id, campaign.rounds.rounds, sites, known, journal)
 
 
 def _chosen(coordinator: Coordinator, campaign: CampaignConfig, sites: tuple[str, ...]) -> tuple[str, ...]:
@@ -111,13 +116,21 @@ def _record(run_dir: Path, run_ids: list[str]) -> None:
 # ------------------------------------------------------------------------------------------- following
 
 
-def follow(coordinator: Coordinator, submitted: Submitted, on_round: Callable[[RoundRecord], None]) -> None:
-    """Call `on_round` for every finished round until the run ends; raises the error that it ended with."""
-    seen = set(submitted.known)
+def follow(
+    coordinator: Coordinator,
+    submitted: Submitted,
+    on_round: Callable[[RoundRecord], None],
+    on_event: Callable[[Mapping[str, Any]], None],
+) -> None:
+    """Tell every event and every finished round until the run ends; raises the error that it ended with."""
+    seen, journal = set(submitted.known), submitted.journal
     next_question = time.monotonic() + FLOWER_POLL_S
     while True:
         outcome = read_outcome(submitted.run_dir)  # read before the rounds, so that the last round is not missed
         rounds = read_records(submitted.run_dir)
+        events, journal = events_from(submitted.run_dir, journal)
+        for event in events:
+            on_event(event)
         for record in rounds:
             if record["round"] not in seen:
                 on_round(record)

@@ -51,6 +51,9 @@ def coordinator(tmp_path: Path) -> folder.Coordinator:
     return made
 
 
+def ignore(_: object) -> None: ...
+
+
 def record(number: int) -> dict[str, Any]:
     return {"round": number, "seconds": 1.0, "participants": ["north"], "dropped": {}}
 
@@ -133,11 +136,11 @@ def test_following_tells_each_round_once_and_ends_with_the_outcome(
     write_records(submitted.run_dir, [record(1), record(2), record(3)])
     write_outcome(submitted.run_dir, None)
     told: list[int] = []
-    submit.follow(coordinator, submitted, lambda one: told.append(one["round"]))
+    submit.follow(coordinator, submitted, lambda one: told.append(one["round"]), ignore)
     assert told == [2, 3]
     write_outcome(submitted.run_dir, RefusedError("north declined: not approved here"))
     with pytest.raises(RefusedError, match="not approved here"):
-        submit.follow(coordinator, submitted, lambda one: None)
+        submit.follow(coordinator, submitted, ignore, ignore)
 
 
 @pytest.mark.parametrize("status", ["finished:failed", "finished:stopped"])
@@ -147,7 +150,7 @@ def test_a_run_that_died_without_a_word_is_noticed(
     submitted = submit.submit(coordinator, campaign, ())
     flower.status = status
     with pytest.raises(PeerError, match=f"{status} without a word; go on at the lost round with resume"):
-        submit.follow(coordinator, submitted, lambda one: None)
+        submit.follow(coordinator, submitted, ignore, ignore)
 
 
 def test_a_link_that_is_just_coming_back_does_not_end_the_wait(
@@ -163,5 +166,5 @@ def test_a_link_that_is_just_coming_back_does_not_end_the_wait(
         raise PeerError("the SuperLink does not answer")
 
     monkeypatch.setattr(processes, "run_status", away)
-    submit.follow(coordinator, submitted, lambda one: None)
+    submit.follow(coordinator, submitted, ignore, ignore)
     assert len(asked) >= 3
