@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import torch
+
+from shared.batch import Batch
+
+
+def test_micro_batches_are_the_batch_in_order() -> None:
+    image = torch.arange(7.0).view(7, 1, 1, 1).expand(7, 1, 4, 4)
+    numbers = torch.arange(7)
+    batch = Batch(image, image + 10, numbers.view(7, 1, 1).expand(7, 4, 4), numbers > 3, numbers)
+    parts = batch.micro_batches(3)
+    assert [part.size for part in parts] == [3, 3, 1]
+    for index, whole in enumerate(batch.tensors()):
+        assert torch.equal(torch.cat([part.tensors()[index] for part in parts]), whole)
+    assert batch.micro_batches(7) == [batch]
+    assert batch.micro_batches(100) == [batch]
+
+
+def test_channels_last_changes_the_layout_and_no_value() -> None:
+    image = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    batch = Batch(image, image, torch.zeros(2, 4, 4).long(), torch.ones(2).bool(), torch.zeros(2).long())
+    moved = batch.to(torch.device("cpu"), channels_last=True)
+    assert moved.clean_BCHW.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(moved.clean_BCHW, image)
