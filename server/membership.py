@@ -63,6 +63,7 @@ def join(
     are there by the deadline.
     """
     first = not members.cards
+    members = replace(members, refused={})  # an operator may have put it right since
     deadline = now() + admission.deadline_s
     while True:
         peers = link.peers()

@@ -330,11 +330,19 @@ def test_a_site_with_another_architecture_is_refused_by_name_and_the_others_trai
     )
     events: list[Event] = []
     result = run(campaign, link, tmp_path, events)
-    assert moved(result) == pytest.approx(2 * WITHOUT_B)
-    (refused,) = [event for event in events if isinstance(event, SiteRefused)]
+    assert result.records[0]["participants"] == ["a", "c"]
+    refused = next(event for event in events if isinstance(event, SiteRefused))
     assert refused.site == "b"
     assert refused.reason.startswith("b builds architecture ffffffffffff, expected ")
-    assert {site for site, plan in link.sites.plans if plan.action == "train"} == {"a", "c"}
+    assert ("b", 1) not in {(site, plan.round) for site, plan in link.sites.plans if plan.action == "train"}
+
+
+def test_a_refused_site_that_was_put_right_takes_part_in_the_next_round(
+    campaign: CampaignConfig, link: ScriptedLink, tmp_path: Path
+) -> None:
+    link.replies[("b", "handshake", 1)] = lambda plan: refusal_record("RefusedError", "campaign is not approved at b")
+    result = run(campaign, link, tmp_path, allowed=frozenset("abc"))
+    assert [record["participants"] for record in result.records] == [["a", "c"], ["a", "b", "c"], ["a", "b", "c"]]
 
 
 def test_a_site_with_another_campaign_is_refused_by_name(
@@ -418,7 +426,7 @@ def test_a_site_cannot_take_the_name_of_another(campaign: CampaignConfig, link: 
     result = run(campaign, link, tmp_path, events)
     assert result.records[0]["participants"] == ["a", "c"]
     assert SiteRefused("a", "a is registered as b; the site's name must be the registered one") in events
-    assert [event.site for event in events if isinstance(event, SiteJoined)] == ["a", "c"]
+    assert [event.site for event in events if isinstance(event, SiteJoined)][:2] == ["a", "c"]
 
 
 def test_of_two_nameless_peers_with_one_name_the_second_is_refused(

@@ -1,0 +1,148 @@
+"""A site answers approved plans of its own campaign, learns the same each time, and refuses the rest untouched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import client.update
+from client.site import SiteSetup
+from client.update import answer, forget
+from server.app import initial_weights
+from shared.config import CampaignConfig, MachineConfig, build, campaign_digest, save_campaign, to_dict
+from shared.errors import DataError, RefusedError
+from shared.events import SiteStep
+from shared.types import Arrays, Plan, SiteCard, Update
+from shared.weights import architecture_digest
+from simulation.bench.stores import write_random_store
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    forget()
+    yield
+    forget()
+
+
+@pytest.fixture
+def campaign(campaign: CampaignConfig) -> CampaignConfig:
+    return build(CampaignConfig, to_dict(campaign))
+
+
+@pytest.fixture
+def setup(campaign: CampaignConfig, machine: MachineConfig, tmp_path: Path) -> SiteSetup:
+    save_campaign(campaign, tmp_path / "campaign.json")
+    store = write_random_store(tmp_path / "store", campaign.data, patients=6, slices=2, seed=1)
+    approved = {campaign_digest(campaign): tmp_path / "campaign.json"}
+    return SiteSetup("north", store, machine, approved, tmp_path / "state")
+
+
+def plan(campaign: CampaignConfig, weights: Arrays, action: str = "train", round: int = 1) -> Plan:
+    digest = architecture_digest(weights)
+    return Plan(campaign.name, action, round, campaign_digest(campaign), digest, weights)  # type: ignore[arg-type]
+
+
+def test_the_handshake_shows_digests_and_counts_only(campaign: CampaignConfig, setup: SiteSetup) -> None:
+    weights = initial_weights(campaign)
+    card = answer(plan(campaign, {}, "handshake"), setup)
+    assert isinstance(card, SiteCard)
+    assert (card.site, card.config_digest) == ("north", campaign_digest(campaign))
+    assert card.architecture_digest == architecture_digest(weights)
+    assert card.counts["patients"] == 6
+
+
+def test_an_update_is_the_difference_and_the_evaluation_of_what_came_in(
+    campaign: CampaignConfig, setup: SiteSetup
+) -> None:
+    weights = initial_weights(campaign)
+    trained = answer(plan(campaign, weights), setup)
+    judged = answer(plan(campaign, weights, "evaluate"), setup)
+    assert isinstance(trained, Update)
+    assert isinstance(judged, Update)
+    assert trained.num_samples == campaign.training.local_steps * campaign.training.batch_size
+    assert list(trained.difference) == list(weights)
+    assert any(np.abs(values).max() > 0 for values in trained.difference.values())
+    assert {"loss_enhance", "loss_recognise"} <= trained.training.keys()
+    assert dict(trained.evaluation) == dict(judged.evaluation)
+    assert judged.difference == {}
+    assert judged.num_samples == 0
+    assert {"enhanced.psnr_db", "degraded.psnr_db", "clean.dice"} <= judged.evaluation.keys()
+
+
+def test_the_same_plan_gives_the_same_bytes_also_after_another_round(
+    campaign: CampaignConfig, setup: SiteSetup
+) -> None:
+    """Nothing is kept between rounds but data: a site that was killed learns the same."""
+    weights = initial_weights(campaign)
+    first = answer(plan(campaign, weights), setup)
+    answer(plan(campaign, {name: values + 1 for name, values in weights.items()}, round=2), setup)
+    again = answer(plan(campaign, weights), setup)
+    forget()
+    anew = answer(plan(campaign, weights), setup)
+    assert isinstance(first, Update)
+    assert isinstance(again, Update)
+    assert isinstance(anew, Update)
+    for name, values in first.difference.items():
+        assert values.tobytes() == again.difference[name].tobytes() == anew.difference[name].tobytes()
+
+
+def test_the_data_set_is_read_once(campaign: CampaignConfig, setup: SiteSetup, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer(plan(campaign, {}, "handshake"), setup)
+    monkeypatch.setattr("client.dataset.open_site", lambda *_: pytest.fail("read again"))
+    answer(plan(campaign, initial_weights(campaign)), setup)
+
+
+def test_steps_are_told_as_they_are_done(campaign: CampaignConfig, setup: SiteSetup) -> None:
+    steps: list[SiteStep] = []
+    answer(plan(campaign, initial_weights(campaign), round=2), setup, on_step=steps.append)
+    assert steps == [SiteStep("north", 2, done, 4) for done in (1, 2, 3, 4)]
+
+
+def test_a_campaign_that_is_not_approved_is_refused_before_any_data_is_read(
+    campaign: CampaignConfig, setup: SiteSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client.update, "_open", lambda *_: pytest.fail("opened"))
+    with pytest.raises(RefusedError, match="is not approved at north; its operator decides: wardround-site approve"):
+        answer(plan(replace(campaign, seed=9), {}, "handshake"), setup)
+
+
+def test_a_campaign_file_changed_since_the_approval_is_refused(campaign: CampaignConfig, setup: SiteSetup) -> None:
+    (path,) = setup.approved.values()
+    save_campaign(replace(campaign, seed=9), path)
+    with pytest.raises(RefusedError, match="was changed since; approve it again"):
+        answer(plan(campaign, {}, "handshake"), setup)
+
+
+def test_another_architecture_is_refused(campaign: CampaignConfig, setup: SiteSetup) -> None:
+    weights = {**initial_weights(campaign), "enhancer.more": np.ones(1, np.float32)}
+    with pytest.raises(RefusedError, match="expected architecture .* same version of Wardround"):
+        answer(plan(campaign, weights), setup)
+
+
+@pytest.mark.parametrize(("action", "round"), [("train", 0), ("train", 3), ("evaluate", 4)])
+def test_rounds_that_the_campaign_does_not_have_are_refused(
+    campaign: CampaignConfig, setup: SiteSetup, action: str, round: int
+) -> None:
+    with pytest.raises(RefusedError, match=f"has 2 rounds; expected 1 to ., got round {round}"):
+        answer(plan(campaign, initial_weights(campaign), action, round), setup)
+
+
+def test_weights_that_are_not_finite_are_refused(campaign: CampaignConfig, setup: SiteSetup) -> None:
+    weights = initial_weights(campaign)
+    next(iter(weights.values())).flat[0] = np.inf
+    with pytest.raises(DataError, match="not finite"):
+        answer(plan(campaign, weights), setup)
+
+
+@pytest.mark.parametrize(("patients", "reason"), [(0, "no series"), (1, "two patients or more")])
+def test_a_site_without_enough_data_says_so_without_a_path(
+    campaign: CampaignConfig, setup: SiteSetup, tmp_path: Path, patients: int, reason: str
+) -> None:
+    store = write_random_store(tmp_path / "small", campaign.data, patients=patients, slices=2, seed=1)
+    with pytest.raises(DataError, match=reason) as refused:
+        answer(plan(campaign, {}, "handshake"), replace(setup, store=store))
+    assert str(tmp_path) not in str(refused.value)
