@@ -1,6 +1,7 @@
 """What the real data sets share: the folder with its labels.csv, NIfTI volumes in patient coordinates, stored values.
 
-Real images keep their own grid, orientation and values: no scanner profile is applied and no pair is invented.
+Real images keep their own grid, orientation and values, and all their slices (`hospitals.slices` counts simulated
+slices only): no scanner profile is applied and no pair is invented.
 """
 
 from __future__ import annotations

@@ -26,9 +26,6 @@ from simulation.hospitals.cohort import Case, hospitals_of
 from simulation.hospitals.identity import patient_identity, site_identity
 from simulation.hospitals.volume import Renderer, Source
 
-VERSION = 1
-"""Counts up when the same config would write other bytes."""
-
 _MODULES = {
     "mni": "simulation.hospitals.brain",
     "phantom": "simulation.hospitals.phantom",
@@ -60,7 +57,7 @@ def write_hospitals(config: SimulationConfig, folder: Path, *, on_progress: Prog
     for hospital, cases, place in zip(hospitals, cohorts, places, strict=True):
         _write_site(config, source, hospital, cases=cases, place=place, render=render, on_progress=on_progress)
     counts = {place.name: _count_files(place) for place in places}
-    _write_marker(folder, {"version": VERSION, "recipe": recipe, "sites": counts})
+    _write_marker(folder, {"recipe": recipe, "sites": counts})
     return places
 
 
@@ -120,10 +117,10 @@ def _write_site(
 
 
 def _recipe_digest(config: SimulationConfig, hospitals: Sequence[HospitalConfig]) -> str:
-    """Everything that decides a byte: this module's version, the seed, the data set, the hospitals."""
+    """Everything that decides a byte: the code of this room, the seed, the data set, the hospitals."""
     data = config.campaign.data
     recipe = {
-        "version": VERSION,
+        "code": _code_digest(),
         "seed": config.campaign.seed,
         "data": [data.kind, data.masks, data.diagnoses, data.image_size],
         "data set": _data_set_digest(data.root),
@@ -131,6 +128,12 @@ def _recipe_digest(config: SimulationConfig, hospitals: Sequence[HospitalConfig]
         "hospitals": [to_dict(hospital) for hospital in hospitals],
     }
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
+
+
+def _code_digest() -> str:
+    """Of this room's sources: a version number would one day not be raised, and old images pass for new ones."""
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
 def _data_set_digest(root: str | None) -> str:
@@ -178,4 +181,4 @@ def _clear(folder: Path, places: Sequence[Path]) -> None:
     for place in places:
         place.mkdir(parents=True, exist_ok=True)
     # From here on the sites are ours, and incomplete: no recipe.
-    _write_marker(folder, {"version": VERSION, "sites": dict.fromkeys((place.name for place in places), 0)})
+    _write_marker(folder, {"sites": dict.fromkeys((place.name for place in places), 0)})
