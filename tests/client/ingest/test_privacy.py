@@ -67,11 +67,29 @@ def _values_of(ds: pydicom.Dataset) -> Iterator[str]:
 def leaks(values: set[str], content: bytes) -> list[str]:
     """Values found in bytes, as UTF-8 and as UTF-16, in any case."""
     folded = content.lower()
-    return [
+    found = [
         value
         for value in sorted(values)
         if value.lower().encode() in folded or value.lower().encode("utf-16-le") in folded
     ]
+    # Digits in the middle of a longer number (a spacing, a mean) are not a date or an ID.
+    return [
+        value
+        for value in found
+        if not value.isdigit() or re.search(rb"(?<![\d.])" + value.encode() + rb"(?!\d)", folded)
+    ]
+
+
+def kept_by_the_profile(folder: Path) -> set[str]:
+    """Makers, models and modalities: some files repeat them in other attributes and in file names."""
+    found: set[str] = set()
+    for path in folder.rglob("*.dcm"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ds = pydicom.dcmread(path, force=True, stop_before_pixels=True)
+            technical = ("Manufacturer", "ManufacturerModelName", "Modality")
+            found |= {str(ds.get(keyword, "")).casefold() for keyword in technical}
+    return found
 
 
 @pytest.fixture
@@ -174,12 +192,15 @@ def test_nothing_of_the_odd_files_is_left_behind(
     )
     values = identifying_values(tmp_path / "source")
     values -= set(leaks(values, vocabulary))
+    kept = kept_by_the_profile(tmp_path / "source")
+    values = {value for value in values if not any(value.casefold() in technical for technical in kept)}
     assert len(values) > 500
     run = Run(tmp_path / "source", tmp_path / "store", data, hospital.secret)
     for channel in (run.said, run.names):
         assert leaks(values, channel) == []
     index = (tmp_path / "store" / "index.json").read_bytes()
-    assert leaks(values, index) == []
+    found = leaks(values, index)
+    assert found == [], found
 
 
 @pytest.mark.parametrize("failure", ["no folder", "a file", "other rule", "other secret", "full disk", "lock", "index"])
