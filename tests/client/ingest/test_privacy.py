@@ -19,6 +19,7 @@ import pydicom
 import pytest
 
 from client.ingest import store as stores
+from client.ingest.prepare import HEADER_KEYWORDS
 from client.ingest.reasons import Reason
 from client.ingest.run import ingest
 from client.ingest.store import Store
@@ -83,10 +84,13 @@ def leaks(values: set[str], content: bytes) -> list[str]:
 def kept_by_the_profile(folder: Path) -> set[str]:
     """Makers, models and modalities: some files repeat them in other attributes and in file names."""
     found: set[str] = set()
-    for path in folder.rglob("*.dcm"):
+    for path in (path for path in folder.rglob("*") if path.is_file()):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            ds = pydicom.dcmread(path, force=True, stop_before_pixels=True)
+            try:
+                ds = pydicom.dcmread(path, stop_before_pixels=True)
+            except pydicom.errors.InvalidDicomError:
+                continue
             technical = ("Manufacturer", "ManufacturerModelName", "Modality")
             found |= {str(ds.get(keyword, "")).casefold() for keyword in technical}
     return found
@@ -98,7 +102,7 @@ def vocabulary(hospital: Any, data: DataConfig, tmp_path: Path) -> bytes:
     blank = dict.fromkeys(hospital.identity, "")
     hospital.write_series(tmp_path / "blank", 1, **{**blank, "PatientID": "n"}, BurnedInAnnotation="YES")
     run = Run(tmp_path / "blank", tmp_path / "blank-store", data, hospital.secret)
-    return run.said + run.names + run.kept + " ".join(Reason).encode()
+    return run.said + run.names + run.kept + " ".join((*Reason, *HEADER_KEYWORDS)).encode()
 
 
 class Run:
