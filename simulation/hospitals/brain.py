@@ -12,6 +12,7 @@ and blurs the tissue maps.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -88,13 +89,20 @@ def anatomy(template: Template, points_ras_mm: Floats, contrast: Contrast) -> tu
     return np.maximum(signal, 0).astype(np.float32), label
 
 
+def cohorts(config: SimulationConfig, hospitals: Sequence[HospitalConfig]) -> tuple[tuple[Case, ...], ...]:
+    slices = config.hospitals.slices
+    for hospital in hospitals:
+        between = (hospital.scanner.spacing_mm or OWN_SPACING_MM)[0]
+        if slices * between > LONGEST_MM:
+            raise ConfigError(
+                f"hospital {hospital.name!r}: {slices} slices {between:g} mm apart reach beyond the brain; "
+                f"lower hospitals.slices to {int(LONGEST_MM / between)} or the scanner's slice spacing"
+            )
+    return simulated_cohorts(config, hospitals)
+
+
 def _geometry(hospital: HospitalConfig, slices: int) -> tuple[Geometry, tuple[int, int, int]]:
     spacing = hospital.scanner.spacing_mm or OWN_SPACING_MM
-    if slices * spacing[0] > LONGEST_MM:
-        raise ConfigError(
-            f"hospital {hospital.name!r}: {slices} slices {spacing[0]:g} mm apart reach beyond the brain; "
-            f"lower hospitals.slices to {int(LONGEST_MM / spacing[0])} or the scanner's slice spacing"
-        )
     shape = (slices, round(FIELD_OF_VIEW_MM / spacing[1]), round(FIELD_OF_VIEW_MM / spacing[2]))
     return axial(shape[1], shape[2], slices, spacing), shape
 
@@ -148,4 +156,4 @@ def renderer(config: SimulationConfig) -> Renderer:
     return render
 
 
-SOURCE = Source("MR", MASKS, ("none", *LESION_KINDS), simulated_cohorts, renderer, "HEAD T1")
+SOURCE = Source("MR", MASKS, ("none", *LESION_KINDS), cohorts, renderer, "HEAD T1")

@@ -65,6 +65,7 @@ def _check(hospital: HospitalConfig, config: SimulationConfig) -> None:
     for share in ("labelled", "diagnosed", "paired"):
         if not 0 <= getattr(hospital, share) <= 1:
             raise ConfigError(f"{where}: {share} is a share in [0, 1], got {getattr(hospital, share)}")
+    _check_scanner(hospital.scanner, where)
     balance = hospital.balance
     if balance and (len(balance) != len(data.diagnoses) or min(balance) < 0 or sum(balance) <= 0):
         raise ConfigError(
@@ -78,6 +79,16 @@ def _check(hospital: HospitalConfig, config: SimulationConfig) -> None:
         raise ConfigError(f"{where}: mask_codes must be different numbers in 1..255, got {list(codes.values())}")
 
 
+def _check_scanner(scanner: ScannerConfig, where: str) -> None:
+    if min(scanner.noise, scanner.psf_mm) < 0 or not 0 <= scanner.bias_field < 1 or scanner.contrast_gamma <= 0:
+        raise ConfigError(
+            f"{where}: a scanner needs noise and psf_mm of 0 or more, bias_field in [0, 1) and contrast_gamma above 0, "
+            f"got {scanner.noise}, {scanner.psf_mm}, {scanner.bias_field}, {scanner.contrast_gamma}"
+        )
+    if scanner.spacing_mm and not all(0.2 <= spacing <= 20 for spacing in scanner.spacing_mm):
+        raise ConfigError(f"{where}: scanner.spacing_mm lies in 0.2..20 mm, got {list(scanner.spacing_mm)}")
+
+
 def quotas(total: int, weights: Sequence[float]) -> list[int]:
     """Whole numbers that add up to `total` in proportion to `weights` (largest remainder; ties to the first)."""
     exact = np.asarray(weights, dtype=np.float64) / float(sum(weights)) * total
@@ -89,6 +100,7 @@ def quotas(total: int, weights: Sequence[float]) -> list[int]:
 
 def simulated_cohorts(config: SimulationConfig, hospitals: Sequence[HospitalConfig]) -> tuple[tuple[Case, ...], ...]:
     """Patients of simulated anatomy, one tuple per hospital."""
+    refuse_protocol(hospitals, config.campaign.data.kind)
     return tuple(
         cohort(config, hospital, [""] * hospital.patients, diagnoses_of(config, hospital)) for hospital in hospitals
     )
@@ -126,6 +138,14 @@ def cohort(
         )
         for number, (item, diagnosis) in enumerate(zip(items, diagnoses, strict=True))
     )
+
+
+def refuse_protocol(hospitals: Sequence[HospitalConfig], kind: str) -> None:
+    for hospital in hospitals:
+        if hospital.protocol is not None:
+            raise ConfigError(
+                f"hospital {hospital.name!r}: data={kind} has no natural parts; remove protocol={hospital.protocol}"
+            )
 
 
 def refuse_simulation_of_real_data(hospitals: Sequence[HospitalConfig], kind: str) -> None:

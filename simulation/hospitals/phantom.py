@@ -6,12 +6,14 @@ bright lesions inside the organ, long enough along the body that nearly every sl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from shared.config import HospitalConfig, SimulationConfig
+from shared.errors import ConfigError
 from shared.seeding import numpy_generator
 from simulation.hospitals.cohort import Case, simulated_cohorts
 from simulation.hospitals.scanner import LOW_DOSE_NOISE, acquire_ct, degraded_exposure, draw_exposure
@@ -99,6 +101,16 @@ def _stored(image_hu: Floats) -> Stored:
     return stored
 
 
+def cohorts(config: SimulationConfig, hospitals: Sequence[HospitalConfig]) -> tuple[tuple[Case, ...], ...]:
+    for hospital in hospitals:
+        if (hospital.scanner.contrast_gamma, hospital.scanner.bias_field) != (1.0, 0.0):
+            raise ConfigError(
+                f"hospital {hospital.name!r}: a CT scanner is calibrated in HU; remove contrast_gamma and bias_field, "
+                "or choose data=mni"
+            )
+    return simulated_cohorts(config, hospitals)
+
+
 def renderer(config: SimulationConfig) -> Renderer:
     rows, columns = config.campaign.data.image_size
     slices = config.hospitals.slices
@@ -126,4 +138,4 @@ def renderer(config: SimulationConfig) -> Renderer:
     return render
 
 
-SOURCE = Source("CT", MASKS, ("none", "lesion"), simulated_cohorts, renderer, "ABDOMEN")
+SOURCE = Source("CT", MASKS, ("none", "lesion"), cohorts, renderer, "ABDOMEN")

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from shared.config import HospitalConfig, SimulationConfig
 from shared.errors import ConfigError, DataError
 from shared.seeding import numpy_generator
-from simulation.hospitals.cohort import Case, cohort, diagnoses_of, refuse_simulation_of_real_data
+from simulation.hospitals.cohort import Case, cohort, diagnoses_of, refuse_protocol, refuse_simulation_of_real_data
 from simulation.hospitals.dataset import read_labels, root_of
 from simulation.hospitals.volume import Geometry, Renderer, Source, Volume
 
@@ -29,6 +29,7 @@ _NOWHERE = Geometry((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (PIXEL_MM, PIXEL
 
 def cohorts(config: SimulationConfig, hospitals: Sequence[HospitalConfig]) -> tuple[tuple[Case, ...], ...]:
     refuse_simulation_of_real_data(hospitals, "pneumonia")
+    refuse_protocol(hospitals, "pneumonia")
     left: dict[str | None, list[str]] = {name: [] for name in DIAGNOSES}
     for row in read_labels(root_of(config), ("split", "index", "label_name")):
         if row["label_name"] not in left:

@@ -150,4 +150,5 @@ def test_written_pair_and_orientation(make: Make, tmp_path: Path, monkeypatch: p
 
 def test_slices_beyond_the_brain_are_refused(make: Make, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"lower hospitals\.slices to 24"):
-        write_hospitals(make("mni", slices=40), tmp_path)
+        write_hospitals(make("mni", slices=40), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.config import HospitalConfig, SimulationConfig
+from shared.config import HospitalConfig, ScannerConfig, SimulationConfig
 from shared.errors import ConfigError
 from simulation.hospitals.cohort import hospitals_of, quotas, simulated_cohorts
 
@@ -64,6 +64,10 @@ def test_another_seed_draws_other_patients_in_the_same_counts(make: Make) -> Non
         ("paired", 2.0, "paired is a share"),
         ("balance", (1.0,), "balance needs one weight"),
         ("balance", (0.0, 0.0), "balance needs one weight"),
+        ("scanner", ScannerConfig(noise=-0.1), "noise and psf_mm of 0 or more"),
+        ("scanner", ScannerConfig(bias_field=1.0), r"bias_field in \[0, 1\)"),
+        ("scanner", ScannerConfig(contrast_gamma=0.0), "contrast_gamma above 0"),
+        ("scanner", ScannerConfig(spacing_mm=(5.0, 0.0, 2.0)), "spacing_mm lies in"),
         ("mask_codes", {"organ": 1}, "must name exactly"),
         ("mask_codes", {"organ": 1, "lesion": 1}, "different numbers"),
         ("mask_codes", {"organ": 1, "lesion": 300}, "in 1..255"),

@@ -157,3 +157,19 @@ def test_no_slices_and_no_sites_are_refused(make: Make, tmp_path: Path) -> None:
     config = make("phantom")
     with pytest.raises(ConfigError, match=r"hospitals\.sites is empty"):
         write_hospitals(replace(config, hospitals=replace(config.hospitals, sites=())), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "hospital", "reason"),
+    [
+        ("phantom", HospitalConfig(name="a", patients=1, scanner=ScannerConfig(bias_field=0.1)), "calibrated in HU"),
+        ("phantom", HospitalConfig(name="a", patients=1, protocol="wide"), "has no natural parts"),
+        ("mni", HospitalConfig(name="a", patients=1, protocol="wide"), "has no natural parts"),
+    ],
+)
+def test_what_a_kind_would_ignore_is_refused(
+    make: Make, tmp_path: Path, kind: str, hospital: HospitalConfig, reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        write_hospitals(make(kind, hospital), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
