@@ -6,7 +6,8 @@
 F is the cost of a forward pass, a backward pass counts 2 F. Both forms end in the same gate, clipping and optimiser
 step, run in turn in one process on one thread, and are compared by the median of their processor times: on one thread
 that is the wall time, less what other programs on the machine took. The networks are stacks of one convolution block,
-so that Fe : Fr is the case's ratio by construction; the forward times that were measured stand beside it. The target is 1.05 of the counted limit (5 Fe + 3 Fr) / (6 Fe + 3 Fr).
+so that Fe : Fr is the case's ratio by construction; the forward times that were measured stand beside it. The target
+is 1.05 of the counted limit (5 Fe + 3 Fr) / (6 Fe + 3 Fr).
 """
 
 from __future__ import annotations
