@@ -127,14 +127,12 @@ def follow(
     next_question = time.monotonic() + FLOWER_POLL_S
     while True:
         outcome = read_outcome(submitted.run_dir)  # read before the rounds, so that the last round is not missed
-        rounds = read_records(submitted.run_dir)
         events, journal = events_from(submitted.run_dir, journal)
         for event in events:
+            if event.get("event") == "RoundFinished":
+                _tell_new(submitted.run_dir, seen, on_round)
             on_event(event)
-        for record in rounds:
-            if record["round"] not in seen:
-                on_round(record)
-                seen.add(record["round"])
+        _tell_new(submitted.run_dir, seen, on_round)
         if outcome is None and time.monotonic() > next_question:
             outcome = _asked(coordinator, submitted)
             next_question = time.monotonic() + FLOWER_POLL_S
@@ -142,6 +140,13 @@ def follow(
             outcome.raise_if_failed()
             return
         time.sleep(POLL_S)
+
+
+def _tell_new(run_dir: Path, seen: set[int], on_round: Callable[[RoundRecord], None]) -> None:
+    for record in read_records(run_dir):
+        if record["round"] not in seen:
+            seen.add(record["round"])
+            on_round(record)
 
 
 def _asked(coordinator: Coordinator, submitted: Submitted) -> Outcome | None:

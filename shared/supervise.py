@@ -25,7 +25,7 @@ import psutil
 
 from shared.errors import ConfigError
 
-BACK_OFF_S = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+BACK_OFF_S = (0.5, 1.0, 2.0, 5.0, 10.0)
 HEALTHY_S = 60.0
 """A program that lived this long starts again at the first back-off."""
 STOP_S = 8.0

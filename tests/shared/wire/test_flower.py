@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.task_identity import TaskIdentity
 
 from shared.errors import DataError
 from shared.types import Plan
-from shared.wire.flower import GridLink, to_content, to_record
+from shared.wire.flower import SMALL_BYTES, GridLink, to_content, to_record
 from shared.wire.link import Failure, Peer
 from shared.wire.messages import Record, plan_record, read_plan
 
@@ -30,11 +31,52 @@ def test_a_record_comes_back_from_flowers_content_byte_for_byte() -> None:
     assert list(read_plan(back).weights) == list(WEIGHTS)
 
 
-def test_flower_reads_our_arrays_as_its_own() -> None:
-    arrays = to_content(RECORD)["arrays"]
+def test_flower_reads_our_large_arrays_as_its_own() -> None:
+    large = np.arange(SMALL_BYTES, dtype=np.float32).reshape(-1, 2)
+    arrays = to_content(plan_record(Plan("demo", "train", 1, "a" * 64, "b" * 64, {"w": large})))["arrays"]
     assert isinstance(arrays, ArrayRecord)
-    assert arrays["b.weight"].shape == (2, 2)
-    np.testing.assert_array_equal(arrays["b.weight"].numpy(), WEIGHTS["b.weight"])
+    assert arrays["w"].shape == large.shape
+    np.testing.assert_array_equal(arrays["w"].numpy(), large)
+
+
+def test_small_arrays_travel_as_one_object_beside_the_large_ones() -> None:
+    rng = np.random.default_rng(0)
+    weights = {f"s{i}": rng.standard_normal(i, dtype=np.float32) for i in range(100)}
+    weights["large"] = rng.standard_normal(SMALL_BYTES, dtype=np.float32)
+    record = plan_record(Plan("demo", "train", 1, "a" * 64, "b" * 64, weights))
+    content = to_content(record)
+    assert isinstance(content["arrays"], ArrayRecord)
+    assert list(content["arrays"]) == ["large", "wardround.packed"]
+    assert len(get_all_nested_objects(content)) < 12  # a hundred and more when each goes alone
+    assert to_record(content).arrays == record.arrays
+    back = read_plan(to_record(content)).weights
+    assert all(np.array_equal(back[name], weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        b"",
+        b"{",
+        b"[1]",
+        b"{}",
+        b'{"a": 283}',
+        b'{"a": 285}',
+        b'{"a": 300, "b": -16}',
+        b'{"a": 284.0}',
+        b'{"a": true}',
+        7,
+    ],
+)
+def test_packed_arrays_whose_sizes_do_not_fit_are_refused(sizes: bytes | int) -> None:
+    content = to_content(RECORD)
+    assert sum(map(len, RECORD.arrays.values())) == 284
+    content["small"] = ConfigRecord({"sizes": sizes})
+    with pytest.raises(DataError, match="do not fit their bytes"):
+        to_record(content)
+    del content["small"]
+    with pytest.raises(DataError, match="do not fit their bytes"):
+        to_record(content)
 
 
 @pytest.mark.parametrize(
