@@ -76,7 +76,7 @@ def join(
             members = _settle(members, ticket, reply, expected, admission, peers, on_event)
         elif complete:
             return members
-        elif now() >= deadline:
+        elif now() >= deadline or _is_hopeless(members, peers, admission):
             return _with_quorum(members, link.peers(), admission)
         else:
             members = replace(members, failed={})
@@ -104,6 +104,14 @@ def _is_complete(members: Members, peers: Sequence[Peer], admission: Admission, 
         return False
     # Later rounds do not wait for a newcomer's card: it is settled when it comes.
     return not first or (not members.asked and len(here) + len(members.refused) >= len(admission.allowed or ()))
+
+
+def _is_hopeless(members: Members, peers: Sequence[Peer], admission: Admission) -> bool:
+    """So many of the campaign's sites were refused that no wait can bring the quorum."""
+    if admission.allowed is None:
+        return False
+    refused = {peer.name for peer in peers if peer.id in members.refused} & admission.allowed
+    return len(admission.allowed) - len(refused) < admission.quorum
 
 
 def _settle(

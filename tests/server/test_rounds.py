@@ -366,6 +366,17 @@ def test_data_that_a_site_cannot_use_is_a_data_error_here(
         run(campaign, link, tmp_path)
 
 
+def test_refusals_that_leave_no_quorum_end_the_wait_at_once(
+    campaign: CampaignConfig, link: ScriptedLink, tmp_path: Path
+) -> None:
+    for site in ("a", "b"):
+        link.replies[(site, "handshake", 1)] = lambda plan: refusal_record("RefusedError", "not approved here")
+    link.arrives[("c", "handshake", 1)] = 100.0
+    with pytest.raises(RefusedError, match="a declined: not approved here; b declined"):
+        run(campaign, link, tmp_path, allowed=frozenset("abc"))
+    assert link.clock < campaign.rounds.join_deadline_s
+
+
 def test_too_few_sites_by_the_join_deadline_is_a_peer_error_naming_the_missing(
     campaign: CampaignConfig, link: ScriptedLink, tmp_path: Path
 ) -> None:
