@@ -43,9 +43,9 @@ def built(make: Callable[[], nn.Module], seed: int, *purpose: str) -> nn.Module:
     Convolutions and linear layers: He et al. 2015, normal; biases 0; norms 1 and 0. A layer marked `starts_at_zero`
     starts at zero: the residual network it ends is the identity at first.
     """
-    with torch.device("meta"):
+    # Not on the meta device, which is neater: its first use loads sympy, a second of every start.
+    with torch.random.fork_rng(devices=[]):
         network = make()
-    network.to_empty(device="cpu")
     rng = generator(seed, "weights", *purpose)
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from client.train.optimiser import SGD, AdamW, Optimiser
 from shared.batch import Batch
 from shared.config import CampaignConfig, ObjectiveConfig
 from shared.enhance.losses import enhancement_loss
@@ -71,8 +72,8 @@ class Share:
 class Optimisers:
     """One Adam (or SGD) state per network; the enhancer's runs on d."""
 
-    enhancer: torch.optim.Optimizer
-    recogniser: torch.optim.Optimizer
+    enhancer: Optimiser
+    recogniser: Optimiser
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,11 +122,18 @@ def gradients(networks: Networks, part: Batch, share: Share, campaign: CampaignC
     towards_task_BCHW = found.pop(0) if steers else None
 
     cotangent = towards_clean_BCHW.to(enhanced_BCHW.dtype)
-    g_D = flat(torch.autograd.grad(enhanced_BCHW, theta, cotangent, retain_graph=steers))
+    g_D = vector_jacobian_D(cotangent, enhanced_BCHW, theta, keep_graph=steers)
     v_D = None
     if towards_task_BCHW is not None:
-        v_D = flat(torch.autograd.grad(enhanced_BCHW, theta, towards_task_BCHW.to(enhanced_BCHW.dtype)))
+        v_D = vector_jacobian_D(towards_task_BCHW.to(enhanced_BCHW.dtype), enhanced_BCHW, theta)
     return Gradients(g_D, v_D, flat(found) if learns else None, enhance_loss.detach(), recognise_loss.detach())
+
+
+def vector_jacobian_D(
+    vector_BCHW: Tensor, output_BCHW: Tensor, theta: list[nn.Parameter], *, keep_graph: bool = False
+) -> Tensor:
+    """The gradient of <vector, output>, flattened: the same numbers as `grad_outputs=vector`, without loading sympy."""
+    return flat(torch.autograd.grad((vector_BCHW * output_BCHW).sum(), theta, retain_graph=keep_graph))
 
 
 def direction(g_D: Tensor, v_D: Tensor, objective: ObjectiveConfig) -> Direction:
@@ -201,15 +209,11 @@ def clipped(gradient_D: Tensor, limit: float | None) -> tuple[Tensor, Tensor]:
     return gradient_D * (limit / (norm + 1e-6)).clamp(max=1.0), norm
 
 
-def make_optimiser(network: nn.Module, campaign: CampaignConfig) -> torch.optim.Optimizer:
+def make_optimiser(network: nn.Module, campaign: CampaignConfig) -> Optimiser:
     """AdamW, or SGD without momentum: the step for which <d, g> >= |g|^2 is a guarantee, not a tendency."""
     training = campaign.training
-    if training.optimiser == "adam":
-        return torch.optim.AdamW(
-            trained(network), lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
-        )
-    # Without momentum, decay in the gradient and decoupled decay are the same step: w (1 - lr decay) - lr d.
-    return torch.optim.SGD(trained(network), lr=training.learning_rate, weight_decay=training.weight_decay)
+    kind = AdamW if training.optimiser == "adam" else SGD
+    return kind(trained(network), learning_rate=training.learning_rate, weight_decay=training.weight_decay)
 
 
 def trained(network: nn.Module) -> list[nn.Parameter]:

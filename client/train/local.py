@@ -158,8 +158,7 @@ def _set_modes(networks: Networks, *, frozen: bool) -> None:
 
 def _set_rate(optimisers: Optimisers, rate: float) -> None:
     for optimiser in (optimisers.enhancer, optimisers.recogniser):
-        for group in optimiser.param_groups:
-            group["lr"] = rate
+        optimiser.learning_rate = rate
 
 
 @contextlib.contextmanager
