@@ -152,7 +152,7 @@ def check_even(depths_mm: Floats) -> None:
     if len(depths_mm) < 3:
         return
     gaps = np.diff(depths_mm)
-    middle = float(np.median(gaps))
+    middle = float(np.sort(gaps)[(len(gaps) - 1) // 2])
     if gaps.max() > UNEVEN * middle or gaps.min() * UNEVEN < middle:
         raise Quarantined(Reason.SLICE_GAP)
 

@@ -35,7 +35,7 @@ from client.ingest.reasons import IngestReport, Outcome, Quarantined, Reason, Sk
 from client.ingest.series import Instance, Stack, instance_of, stacks_of
 from client.ingest.sources import SourceFile, open_file, walk
 from client.ingest.store import Index, SeriesRecord
-from client.ingest.validate import check_image, read_header, sop_class, sop_instance, text
+from client.ingest.validate import check_image, read_header, silent, sop_class, sop_instance, text
 from shared.config import DataConfig
 from shared.errors import DataError
 
@@ -103,7 +103,7 @@ def ingest(
     check_profile(data.ingest.deidentify)
     codes = label_codes(data, mask_codes, diagnosis_codes)
     files = walk(source, store)
-    with stores.locked(store):
+    with stores.locked(store), silent():
         index = _open_index(store, data, codes, secret)
         run = _Run(data, codes, secret)
         _scan(run, files, on_progress or _silent)

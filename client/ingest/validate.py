@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import pydicom
 from pydicom import config as pydicom_config
 from pydicom.dataset import Dataset, FileDataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import read_dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage, SegmentationStorage
 
@@ -34,6 +34,7 @@ MAX_INFLATED_BYTES = 1 << 30
 # What parsers and decoders raise on broken input. Errors of our own logic (AssertionError) pass.
 PARSE_ERRORS = (
     InvalidDicomError,
+    BytesLengthException,
     AttributeError,
     LookupError,
     TypeError,
@@ -61,27 +62,35 @@ TEXT_WORDS = ("SCREEN", "CAPTURE", "REPORT", "DOSE INFO", "PATIENT PROTOCOL")
 
 
 @contextmanager
-def reading(failure: Reason) -> Iterator[None]:
-    """Inside, third parties are silent; anything they raise becomes Quarantined(failure)."""
+def silent() -> Iterator[None]:
+    """Inside, third parties neither log nor warn: their texts hold values of the file."""
     loggers = [logging.getLogger(name) for name in LOUD]
     before = [(logger, logger.level, logger.propagate) for logger in loggers]
+    mode = pydicom_config.settings.reading_validation_mode
     for logger in loggers:
         # Their children inherit the level; a logger's own `disabled` would not reach them.
         logger.setLevel(logging.CRITICAL + 1)
         logger.propagate = False
-    mode = pydicom_config.settings.reading_validation_mode
     pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except PARSE_ERRORS:
-        raise Quarantined(failure) from None
     finally:
         pydicom_config.settings.reading_validation_mode = mode
         for logger, level, propagate in before:
             logger.setLevel(level)
             logger.propagate = propagate
+
+
+@contextmanager
+def reading(failure: Reason) -> Iterator[None]:
+    """Inside, third parties are silent; anything they raise becomes Quarantined(failure)."""
+    try:
+        with silent():
+            yield
+    except PARSE_ERRORS:
+        raise Quarantined(failure) from None
 
 
 def read_header(source: SourceFile) -> FileDataset:
@@ -139,8 +148,9 @@ def _file_meta(file: BinaryIO) -> Dataset:
 
 def _touch(dataset: Dataset) -> None:
     """Convert every value now, inside `reading`, so that no later access can raise a parser's error."""
-    for _ in dataset.iterall():
-        pass
+    for part in (dataset, getattr(dataset, "file_meta", None) or Dataset()):
+        for _ in part.iterall():
+            pass
 
 
 def check_image(dataset: Dataset, modalities: tuple[str, ...]) -> None:
