@@ -56,12 +56,13 @@ def _print_table(cases: Sequence[Case]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    more = [key for key in dict.fromkeys(key for case in cases for key in case) if key not in COLUMNS]
     table = Table(title="ours over rival; smaller is better")
-    for column in (*COLUMNS, *more):
-        table.add_column(column.replace("_", " "), justify="left" if column in ("bench", "case") else "right")
+    for column in (*COLUMNS, "further"):
+        text = column in ("bench", "case", "further")
+        table.add_column(column, justify="left" if text else "right", no_wrap=column == "bench")
     for case in cases:
-        table.add_row(*(_shown(case.get(key)) for key in (*COLUMNS, *more)))
+        further = "\n".join(f"{key} {_shown(value)}" for key, value in case.items() if key not in COLUMNS)
+        table.add_row(*(_shown(case.get(key)) for key in COLUMNS), further)
     Console().print(table)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from shared.wire.flower import to_record
 from simulation.bench import aggregate
 from simulation.bench.aggregate import SHAPES, add_ours, add_plainly, empty_sum, measure_peak, measure_time, replies
 
@@ -26,7 +27,7 @@ def test_ours_and_the_rival_compute_the_same_mean() -> None:
 
 def test_replies_differ_and_are_made_one_by_one() -> None:
     first, second = replies(2, SMALL)
-    assert first["arrays"]["a.weight"].data != second["arrays"]["a.weight"].data
+    assert to_record(first).arrays["a.weight"] != to_record(second).arrays["a.weight"]
 
 
 def test_both_measures_give_their_figures() -> None:

@@ -54,4 +54,4 @@ def test_the_table_shows_every_figure(measured: None, capsys: pytest.CaptureFixt
     shown = capsys.readouterr().out
     assert "0.5" in shown
     assert "yes" in shown
-    assert "peak mb" in shown
+    assert "peak_mb 3" in shown
