@@ -135,12 +135,17 @@ def test_an_odd_file_has_the_expected_reason(
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=["pydicom", "pydicom-data"])
-def test_a_whole_folder_of_them_is_one_run(
-    folder: Path, hospital: Any, make_data: Callable[..., DataConfig], tmp_path: Path
+def test_a_whole_folder_of_them_is_one_silent_run(
+    folder: Path,
+    hospital: Any,
+    make_data: Callable[..., DataConfig],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     data = make_data(modalities=MODALITIES, intensity=IntensityConfig(rule="range"))
     arguments: dict[str, Any] = {"secret": hospital.secret, "mask_codes": {}, "diagnosis_codes": {}}
     report = ingest(folder, tmp_path / "store", data, **arguments)
+    assert "".join(capfd.readouterr()) == "", "not even from C"
     assert report.files == sum(path.is_file() for path in folder.rglob("*"))
     assert report.count("stored") > 10
     again = ingest(folder, tmp_path / "store", data, **arguments)
