@@ -15,7 +15,7 @@ import itertools
 
 from torch import Tensor, nn
 
-from shared.blocks import built, conv_block, group_norm, upsampled_BCHW, zero_conv
+from shared.blocks import built, conv_block, group_norm, halved_BCHW, upsampled_BCHW, zero_conv
 from shared.config import EnhancerConfig
 
 
@@ -27,18 +27,18 @@ class ResidualUNet(nn.Module):
         widths = [width * 2**level for level in range(depth)]
         pairs = list(itertools.pairwise(widths))
         self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1), nn.ReLU(inplace=True))
-        self.down = nn.ModuleList(conv_block(above, below, stride=2) for above, below in pairs)
+        self.down = nn.ModuleList(conv_block(above, below) for above, below in pairs)
         self.middle = conv_block(widths[-1], widths[-1])
         self.narrow = nn.ModuleList(nn.Conv2d(below, above, 1) for above, below in pairs)
         self.up = nn.ModuleList(conv_block(above, above) for above in widths[:-1])
-        self.correction = zero_conv(width, channels)
+        self.correction = zero_conv(width, channels, size=1)
 
     def forward(self, image_BCHW: Tensor) -> Tensor:
         features_BCHW = self.stem(image_BCHW)
         skips = []
         for down in self.down:
             skips.append(features_BCHW)
-            features_BCHW = down(features_BCHW)
+            features_BCHW = down(halved_BCHW(features_BCHW))
         features_BCHW = self.middle(features_BCHW)
         for level in reversed(range(len(self.up))):
             coarse_BCHW = upsampled_BCHW(self.narrow[level](features_BCHW), skips[level])

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from shared.blocks import built, conv_block, upsampled_BCHW
+from shared.blocks import built, conv_block, halved_BCHW, upsampled_BCHW
 from shared.config import RecogniserConfig
 
 
@@ -36,7 +36,7 @@ class UNetRecogniser(nn.Module):
         widths = [config.channels * 2**level for level in range(config.depth)]
         pairs = list(itertools.pairwise(widths))
         self.stem = conv_block(channels, widths[0])
-        self.down = nn.ModuleList(conv_block(above, below, stride=2) for above, below in pairs)
+        self.down = nn.ModuleList(conv_block(above, below) for above, below in pairs)
         self.middle = conv_block(widths[-1], widths[-1])
         self.dropout = nn.Dropout(config.dropout)
         self.mask_head = nn.Conv2d(widths[0], 1 + num_masks, 1) if num_masks else None
@@ -50,7 +50,7 @@ class UNetRecogniser(nn.Module):
         skips = []
         for down in self.down:
             skips.append(features_BCHW)
-            features_BCHW = down(features_BCHW)
+            features_BCHW = down(halved_BCHW(features_BCHW))
         features_BCHW = self.middle(features_BCHW)
         features = [features_BCHW]
         mask_logits_BKHW = diagnosis_logits_BN = None

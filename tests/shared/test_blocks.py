@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
-from shared.blocks import built, conv_block, group_norm, zero_conv
+from shared.blocks import built, conv_block, halved_BCHW, zero_conv
 
 
 def test_building_leaves_the_global_generator_alone() -> None:
@@ -36,15 +37,15 @@ def test_a_zero_convolution_starts_at_zero() -> None:
     assert all(not parameter.detach().any() for parameter in network.parameters())
 
 
-def test_groups_divide_their_channels() -> None:
-    assert [group_norm(channels).num_groups for channels in (1, 3, 4, 6, 8, 12, 16, 32, 48)] == [
-        1,
-        1,
-        1,
-        1,
-        2,
-        2,
-        4,
-        8,
-        8,
-    ]
+@pytest.mark.parametrize(("size", "half"), [((8, 6), (4, 3)), ((7, 5), (4, 3)), ((28, 28), (14, 14))])
+def test_halving_rounds_up_and_keeps_a_constant(size: tuple[int, int], half: tuple[int, int]) -> None:
+    halved = halved_BCHW(torch.full((1, 2, *size), 0.3))
+    assert halved.shape == (1, 2, *half)
+    torch.testing.assert_close(halved, torch.full_like(halved, 0.3))
+
+
+def test_norms_treat_every_image_alone() -> None:
+    block = built(lambda: conv_block(1, 8), 0, "test")
+    images = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    louder = images * torch.tensor([1.0, 5.0, 9.0]).view(3, 1, 1, 1)
+    torch.testing.assert_close(block(images)[:1], block(louder)[:1])
