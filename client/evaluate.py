@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,9 @@ class Scores:
     """Per image (in the order of `identity`, NaN where undefined) or per patient; `auc` holds one value."""
     identity: tuple[str, ...]
     """Of each image: which picture belongs to which value."""
+    patients: Mapping[str, tuple[Values, npt.NDArray[np.int64]]] = field(default_factory=dict)
+    """State -> (probabilities_PN, diagnosis_P) of the patients with a diagnosis: what an AUC over several sites needs,
+    in a simulation that may hold them together."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,8 +73,8 @@ def evaluate(networks: Networks, slices: Slices, campaign: CampaignConfig, machi
                 columns.setdefault(key, []).append(value.cpu())
     values = {key: torch.cat(parts).double().numpy() for key, parts in columns.items()}
     images = {key: value for key, value in values.items() if not key.endswith(".probabilities")}
-    patients = _patient_scores(values, slices) if campaign.data.diagnoses else {}
-    return Scores({**images, **patients}, slices.identity)
+    patients = _patients(values, slices) if campaign.data.diagnoses else {}
+    return Scores({**images, **_patient_scores(patients)}, slices.identity, patients)
 
 
 def summarise(scores: Scores) -> Metrics:
@@ -163,13 +166,18 @@ def _dice_scores(state: str, logits_BKHW: Tensor, batch: Batch, names: Sequence[
     return scores
 
 
-def _patient_scores(values: Mapping[str, Values], slices: Slices) -> dict[str, Values]:
-    scores: dict[str, Values] = {}
+def _patients(values: Mapping[str, Values], slices: Slices) -> dict[str, tuple[Values, npt.NDArray[np.int64]]]:
     patient_N, diagnosis_N = slices.patient_N.numpy(), slices.diagnosis_N.numpy()
-    for state in ("clean", "degraded", "enhanced"):
-        if f"{state}.probabilities" not in values:  # no slices at all
-            continue
-        probabilities_PN, diagnosis_P = per_patient(values[f"{state}.probabilities"], patient_N, diagnosis_N)
+    return {
+        state: per_patient(values[f"{state}.probabilities"], patient_N, diagnosis_N)
+        for state in ("clean", "degraded", "enhanced")
+        if f"{state}.probabilities" in values  # else there are no slices at all
+    }
+
+
+def _patient_scores(patients: Mapping[str, tuple[Values, npt.NDArray[np.int64]]]) -> dict[str, Values]:
+    scores: dict[str, Values] = {}
+    for state, (probabilities_PN, diagnosis_P) in patients.items():
         scores[f"{state}.accuracy"] = correct_P(probabilities_PN, diagnosis_P)
         scores[f"{state}.auc"] = np.array([auc(probabilities_PN, diagnosis_P)])
     return scores

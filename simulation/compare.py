@@ -14,24 +14,30 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from client.dataset import SiteData, merge, open_site
-from client.evaluate import evaluate
+from client.evaluate import Scores, evaluate
 from server.about import versions
 from server.closing import labels_of
 from shared.checkpoint import write_atomically
 from shared.config import CampaignConfig, MachineConfig, ScannerConfig, SimulationConfig, campaign_digest, to_dict
 from shared.networks import Networks, build_networks
+from shared.recognise.metrics import auc
 from shared.types import Arrays
 from shared.weights import load_arrays
 from simulation import pictures
 from simulation.claims import claims_of
-from simulation.comparators import Model, OnStep, train_judge, train_local, train_pooled
+from simulation.comparators import Model, OnStep, lanes_of, side_by_side, train_comparators
+from simulation.progress import ModelStep
 from simulation.rows import Judged, Row, rows_of
+
+STATES = ("clean", "degraded", "enhanced")
 
 
 class Federated(Protocol):
@@ -74,15 +80,14 @@ def compare(
     together = merge(list(datas.values()))
 
     began = time.perf_counter()
-    models = [_federated(campaign, federated)]
-    if config.compare.local:
-        models += [train_local(campaign, data, machine, on_event) for data in datas.values()]
-    if config.compare.pooled:
-        models.append(train_pooled(campaign, together, len(datas), machine, on_event))
-    judge = train_judge(campaign, together, machine, on_event) if config.compare.judge else None
+    comparators = train_comparators(campaign, list(datas.values()), together, config.compare, machine, on_event)
+    models = [_federated(campaign, federated), *(model for model in comparators if model.setting != "judge")]
+    judge = next((model for model in comparators if model.setting == "judge"), None)
     trained = time.perf_counter()
 
-    judged = [_judged(model, datas, together, campaign, machine, judge) for model in models]
+    lanes, single = lanes_of(campaign, machine)
+    work = [partial(_judged, model, datas, campaign, single, judge) for model in models]
+    judged = side_by_side(work, lanes, on_event)
     costs = {(model.setting, model.site): _cost(model, federated) for model in models}
     rows = rows_of(judged, labels_of(to_dict(campaign)), costs)
     shown = {
@@ -147,28 +152,41 @@ def _federated(campaign: CampaignConfig, federated: Federated) -> Model:
 def _judged(
     model: Model,
     datas: Mapping[str, SiteData],
-    together: SiteData,
     campaign: CampaignConfig,
     machine: MachineConfig,
     judge: Model | None,
+    on_step: OnStep,
 ) -> Judged:
-    by_test = {
-        site: dict(evaluate(model.networks, data.test, campaign, machine).values) for site, data in datas.items()
-    }
-    if judge is not None and campaign.data.masks:
-        apart = Networks(model.networks.enhancer, judge.networks.recogniser)
-        for site, data in datas.items():
-            scores = evaluate(apart, data.test, campaign, machine).values
-            by_test[site] |= {
-                f"{state}.judge_dice": scores[f"{state}.dice"] for state in ("clean", "degraded", "enhanced")
-            }
-    over_all: dict[str, float] = {}
-    if campaign.data.diagnoses:
-        scores = evaluate(model.networks, together.test, campaign, machine).values
-        over_all = {
-            key: float(value[0]) for key, value in scores.items() if key.endswith(".auc") and np.isfinite(value[0])
-        }
-    return Judged(model.setting, model.site, by_test, over_all, {site: len(data.test) for site, data in datas.items()})
+    """The model on every site's test, with the judge's Dice beside its own recogniser's."""
+    scores: dict[str, Scores] = {}
+    by_test: dict[str, dict[str, npt.NDArray[np.float64]]] = {}
+    name = f"judging {model.setting}" + ("" if model.site == "all" else f" {model.site}")
+    for done, (site, data) in enumerate(datas.items(), start=1):
+        scores[site] = evaluate(model.networks, data.test, campaign, machine)
+        by_test[site] = dict(scores[site].values)
+        if judge is not None and campaign.data.masks:
+            apart = Networks(model.networks.enhancer, judge.networks.recogniser)
+            found = evaluate(apart, data.test, campaign, machine).values
+            by_test[site] |= {f"{state}.judge_dice": found[f"{state}.dice"] for state in STATES}
+        on_step(ModelStep(name, done, len(datas)))
+    return Judged(
+        model.setting,
+        model.site,
+        by_test,
+        _auc_over_all(list(scores.values())),
+        {site: len(data.test) for site, data in datas.items()},
+    )
+
+
+def _auc_over_all(scores: Sequence[Scores]) -> dict[str, float]:
+    """AUC over the patients of all sites together; an average of the sites' AUCs would be another figure."""
+    areas = {}
+    for state in STATES:
+        parts = [score.patients[state] for score in scores if state in score.patients]
+        if parts:
+            probabilities_PN, diagnosis_P = (np.concatenate(part) for part in zip(*parts, strict=True))
+            areas[f"{state}.auc"] = auc(probabilities_PN, diagnosis_P)
+    return areas
 
 
 def _cost(model: Model, federated: Federated) -> Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,11 @@ from shared.config import (
     build,
     to_dict,
 )
+from shared.errors import DataError
 from shared.networks import build_networks
 from shared.types import Arrays
 from shared.weights import to_arrays
+from simulation.comparators import side_by_side
 from simulation.compare import Comparison, compare, write_record
 from simulation.progress import ModelStep
 
@@ -104,7 +107,9 @@ def test_federation_and_comparison_tell_the_same_and_make_a_report(
 
     # progress ends at the last step of each comparator
     ends = {step.model: (step.done, step.total) for step in quiet}
-    assert ends == {"local: coast": (8, 8), "local: north": (8, 8), "pooled": (16, 16), "judge": (8, 8)}
+    trained = {"local: coast": (8, 8), "local: north": (8, 8), "pooled": (16, 16), "judge": (8, 8)}
+    judged = ("judging federated", "judging local coast", "judging local north", "judging pooled")
+    assert ends == {**trained, **dict.fromkeys(judged, (2, 2))}
 
     write_record(tmp_path / "run", config, [comparison], wall_s=1.5, timings={"federation": 1.0})
     page = write_report(tmp_path / "run").read_text()
@@ -128,6 +133,61 @@ def test_same_seed_gives_the_same_rows_and_no_row_holds_a_hole(
 
     assert without_time(first) == without_time(second)
     json.dumps(first.rows, allow_nan=False)
+
+
+def test_side_by_side_or_one_after_the_other_the_figures_are_the_same(
+    campaign: CampaignConfig, machine: MachineConfig, stores: dict[str, Path], tmp_path: Path, quiet: list[ModelStep]
+) -> None:
+    config = simulation(campaign, machine, tmp_path)
+    figures = [
+        [
+            {key: value for key, value in row.items() if key != "seconds"}
+            for row in compare(
+                config, 0, stores, untrained(campaign), machine=replace(machine, threads=lanes), on_event=quiet.append
+            ).rows
+        ]
+        for lanes in (1, 3)
+    ]
+    assert figures[0] == figures[1]
+
+
+def test_first_error_ends_every_lane_and_is_the_one_that_is_raised() -> None:
+    steps: list[int] = []
+
+    def endless(on_step: Any) -> None:
+        while True:
+            on_step(ModelStep("a", 1, 1))
+            steps.append(1)
+            time.sleep(0.001)
+
+    def failing(on_step: Any) -> None:
+        on_step(ModelStep("b", 1, 1))
+        raise DataError("loss is not finite")
+
+    with pytest.raises(DataError, match="not finite"):
+        side_by_side([endless, failing, endless], lanes=2, on_step=lambda step: None)
+    count = len(steps)
+    time.sleep(0.05)
+    assert len(steps) == count
+
+
+def test_auc_over_all_sites_is_measured_over_their_patients_together(
+    campaign: CampaignConfig, machine: MachineConfig, stores: dict[str, Path], tmp_path: Path, quiet: list[ModelStep]
+) -> None:
+    from client.dataset import merge, open_site
+    from client.evaluate import evaluate
+
+    config = simulation(campaign, machine, tmp_path, local=False, pooled=False)
+    row = find(
+        compare(config, 0, stores, untrained(campaign), machine=machine, on_event=quiet.append),
+        "federated",
+        "all",
+        "all",
+    )
+    together = merge([open_site(store, site, campaign) for site, store in stores.items()])
+    expected = evaluate(build_networks(campaign), together.test, campaign, machine).values
+    assert row["auc"] == pytest.approx(float(expected["enhanced.auc"][0]))
+    assert row["accuracy"] == pytest.approx(float(expected["enhanced.accuracy"].mean()))
 
 
 def test_comparators_are_free_of_the_proximal_pull(
@@ -173,7 +233,7 @@ def test_seed_of_the_comparison_is_the_seed_of_its_rows(
     other = replace(campaign, seed=7)
     comparison = compare(config, 7, stores, untrained(other), machine=machine, on_event=quiet.append)
     assert {row["seed"] for row in comparison.rows} == {7}
-    assert not quiet
+    assert {step.model for step in quiet} == {"judging federated"}, "nothing was trained"
 
 
 def test_data_without_masks_has_no_mask_metric(
