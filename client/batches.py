@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +39,7 @@ class Augmentation:
 
 def training_batches(
     slices: Slices, campaign: CampaignConfig, *, site: str, round: int, steps: int, pin: bool = False
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """`steps` batches of exactly `training.batch_size` images; every slice comes once before any comes again."""
     purpose = ("site", site, "round", round)
     order, augment, degrade = (generator(campaign.seed, *purpose, what) for what in ("order", "augment", "degrade"))
@@ -116,7 +116,7 @@ def evaluation_batch(slices: Slices, campaign: CampaignConfig, chosen_B: Tensor)
     return Batch(degraded_BCHW, clean_BCHW, mask_BHW, slices.has_mask_N[chosen_B], slices.diagnosis_N[chosen_B])
 
 
-def prefetched(batches: Iterator[Batch]) -> Iterator[Batch]:
+def prefetched(batches: Iterator[Batch]) -> Generator[Batch, None, None]:
     """The same batches, made up to READY_BATCHES ahead in a thread that ends when the caller stops listening."""
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(READY_BATCHES)
     stopped = threading.Event()

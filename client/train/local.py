@@ -74,8 +74,12 @@ def train_round(
     anchor = _anchor(networks, campaign)
     records: list[StepRecord] = []
     rate = 0.0
-    with _seeded_dropout(campaign, device, site, round), _compiled(networks, machine) as used:
-        batches = training_batches(slices, campaign, site=site, round=round, steps=steps, pin=device.type == "cuda")
+    coming = training_batches(slices, campaign, site=site, round=round, steps=steps, pin=device.type == "cuda")
+    with (
+        _seeded_dropout(campaign, device, site, round),
+        _compiled(networks, machine) as used,
+        contextlib.closing(coming) as batches,  # an error must not leave the thread behind
+    ):
         for step, batch in enumerate(batches):
             progress = ((round - 1) + step / steps) / campaign.rounds.rounds
             warm = progress < campaign.objective.warmup

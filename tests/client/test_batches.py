@@ -121,5 +121,5 @@ def test_the_thread_ends_when_nobody_listens_any_more(campaign: CampaignConfig) 
     batches = training_batches(disc_slices(6), campaign, site="a", round=1, steps=50)
     next(batches)
     assert threading.active_count() == before + 1
-    batches.close()  # type: ignore[attr-defined]
+    batches.close()
     assert threading.active_count() == before

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -132,8 +133,10 @@ def test_broken_images_stop_the_round_with_a_reason(campaign: CampaignConfig, ma
     slices = disc_slices(6)
     slices.clean_NCHW[2] = torch.nan
     networks = build_networks(campaign)
+    threads = threading.active_count()
     with pytest.raises(DataError, match="not finite"):
-        train_round(networks, slices, campaign, machine, site="a", round=1, steps=4)
+        train_round(networks, slices, campaign, machine, site="a", round=1, steps=40)
+    assert threading.active_count() == threads
     assert all(np.isfinite(array).all() for array in to_arrays(networks).values())
 
 

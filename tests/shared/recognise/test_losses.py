@@ -76,7 +76,7 @@ def test_a_batch_without_labels_costs_nothing_and_pulls_nowhere() -> None:
         mask_BHW=0 * batch.mask_BHW,
     )
     loss = recognition_loss(recognition, unlabelled, OBJECTIVE)
-    assert float(loss) == 0
+    assert float(loss.detach()) == 0
     gradients = torch.autograd.grad(loss, [recognition.mask_logits_BKHW, recognition.diagnosis_logits_BN])  # type: ignore[list-item]
     assert all(float(gradient.abs().max()) == 0 for gradient in gradients)
 
