@@ -85,13 +85,15 @@ def run_message_process() -> NoReturn:
 
     site = Path(os.environ["WARDROUND_SITE"])
     os.environ["PATH"] = os.environ["WARDROUND_PATH"]
-    refused: list[RefusedError] = []
+    refused: list[WardroundError] = []
 
     def check_only(bundle: bytes, *_: object, **__: object) -> None:
         try:
             check_bundle(bundle, frozenset(approved_files(site / "approvals")))
-        except RefusedError as error:
+        except WardroundError as error:
             refused.append(error)
+        except Exception as error:  # noqa: BLE001 - the border: Flower would send the text of any other error
+            refused.append(RefusedError(f"site error: {type(error).__name__}"))
 
     def installed_app(*_: object, **__: object) -> Callable[..., Callable[[Message, Context], Message]]:
         return lambda *_: (lambda message, context: _refusal(message, refused[0])) if refused else app
@@ -102,6 +104,6 @@ def run_message_process() -> NoReturn:
     sys.exit(flwr_clientapp())
 
 
-def _refusal(message: Message, error: RefusedError) -> Message:
+def _refusal(message: Message, error: WardroundError) -> Message:
     log.warning("declined: %s", error)
     return Message(to_content(refusal_record(type(error).__name__, str(error))), reply_to=message)

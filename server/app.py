@@ -6,8 +6,10 @@ run always goes on from the last complete checkpoint, so that `resume` is to sta
 
 from __future__ import annotations
 
+import fcntl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,7 +38,8 @@ class Clock:
     now: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     poll_s: float = 0.5
-    start_up_s: float = 0.0
+    start_up_s: float = 0.0  # as in server.rounds.Run
+    in_turns: bool = False
 
 
 def serve(
@@ -61,7 +64,7 @@ def serve(
         write_about(run_dir, campaign)
         ttl_s = max(campaign.rounds.round_deadline_s, campaign.rounds.join_deadline_s) + MARGIN_S
         link = GridLink(grid, ttl_s=ttl_s, poll_s=clock.poll_s, sleep=clock.sleep)
-        run = Run(campaign, link, run_dir, allowed, keep, noted, clock.now, clock.start_up_s)
+        run = Run(campaign, link, run_dir, allowed, keep, noted, clock.now, clock.start_up_s, clock.in_turns)
         result = run_campaign(run, lambda: initial_weights(campaign))
     except WardroundError as error:
         write_outcome(run_dir, error)
@@ -92,4 +95,29 @@ def main(grid: Grid, context: Context) -> None:
         raise ConfigError("the run has no run-dir; start it with: wardround-coordinator run")
     sites = frozenset(name for name in str(context.run_config.get("sites", "")).split(",") if name)
     keep = int(context.run_config.get("keep-checkpoints", 0))
-    serve(grid, Path(run_dir), allowed=sites or None, keep=keep, on_event=partial(append_event, Path(run_dir)))
+    folder = Path(run_dir)
+    with alone(folder):
+        serve(grid, folder, allowed=sites or None, keep=keep, on_event=partial(append_event, folder))
+
+
+@contextmanager
+def alone(run_dir: Path, wait_s: float = 60.0) -> Iterator[None]:
+    """One ServerApp per run folder: a stopped one takes seconds to end, and must not save a round after `resume` began.
+
+    The lock goes with its process, however that ends. Raises ConfigError after `wait_s`.
+    """
+    deadline = time.monotonic() + wait_s
+    with (run_dir / "lock").open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    error = ConfigError(
+                        f"runs/{run_dir.name} is still held by an earlier run; stop that one, then resume"
+                    )
+                    write_outcome(run_dir, error)
+                    raise error from None
+                time.sleep(0.2)
+        yield

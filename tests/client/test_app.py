@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import json
 import logging
+import os
+import zipfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -90,3 +95,76 @@ def test_a_message_that_is_no_plan_is_refused(monkeypatch: pytest.MonkeyPatch) -
 def test_a_supernode_without_a_site_file_is_told_what_to_do() -> None:
     with pytest.raises(ConfigError, match="start it with: wardround-site run"):
         setup_from_node_config(Context(1, 7, {}, RecordDict(), {}))
+
+
+def bundle(config_digest: str = "a" * 64, **more: str) -> bytes:
+    manifest = json.dumps({"config_digest": config_digest})
+    files = {"pyproject.toml": "", ".info/CONTENT": "", "manifest.json": manifest} | more
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return buffer.getvalue()
+
+
+def run_process(monkeypatch: pytest.MonkeyPatch, site: Path, fab: bytes) -> tuple[Any, Answer | None]:
+    """What Flower's program does with our replacements: take in the bundle, load an app, call it with the message."""
+    import flwr.supernode.cli
+    from flwr.supernode.runtime import run_clientapp
+
+    answers: list[tuple[Any, Answer | None]] = []
+
+    def flower() -> None:
+        run_clientapp.install_from_fab(fab, skip_prompt=True)
+        app = run_clientapp.get_load_client_app_fn(default_app_ref="", app_path=None, multi_app=True)("id", "1", "hash")
+        if app is client.app.app:
+            answers.append((app, None))
+            return
+        message = Message(to_content(PLAN), 7, "train")
+        message.metadata.__dict__["_message_id"] = "m1"
+        answers.append((app, read_answer(to_record(app(message=message, context=None).content))))
+
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    for name in ("install_from_fab", "get_load_client_app_fn"):  # put back after the test
+        monkeypatch.setattr(run_clientapp, name, getattr(run_clientapp, name))
+    monkeypatch.setattr(flwr.supernode.cli, "flwr_clientapp", flower)
+    monkeypatch.setenv("WARDROUND_SITE", str(site))
+    monkeypatch.setenv("WARDROUND_PATH", os.environ["PATH"])
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SystemExit):
+        client.app.run_message_process()
+    return answers[0]
+
+
+def test_an_approved_bundle_runs_the_installed_app_and_nothing_is_unpacked(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(client.app, "approved_files", lambda folder: {"a" * 64: folder})
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "home"))
+    app, _ = run_process(monkeypatch, tmp_path, bundle())
+    assert app is client.app.app
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("fab", "reason"),
+    [
+        (bundle(), "campaign aaaaaaaaaaaa is not approved here"),
+        (bundle(**{"client/app.py": "raise SystemExit"}), "no code is taken from outside"),
+        (b"garbage", "not a campaign manifest"),
+    ],
+)
+def test_a_refused_bundle_is_answered_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fab: bytes, reason: str
+) -> None:
+    _, answer = run_process(monkeypatch, tmp_path, fab)
+    assert isinstance(answer, Refusal)
+    assert reason in answer.reason
+
+
+def test_an_error_while_the_bundle_is_checked_leaves_no_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", SECRET)
+
+    monkeypatch.setattr(client.app, "approved_files", broken)
+    assert run_process(monkeypatch, tmp_path, bundle())[1] == Refusal("RefusedError", "site error: PermissionError")

@@ -77,8 +77,12 @@ def test_a_failure_of_ours_leaves_its_class_and_no_text(
     assert outcome.exit_code == 1
 
 
-def test_main_takes_folder_sites_and_number_of_checkpoints_from_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_main_takes_folder_sites_and_number_of_checkpoints_from_the_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     seen = {}
+    monkeypatch.chdir(tmp_path)  # the run's folder is named relative to the coordinator's
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
     monkeypatch.setattr(server.app, "serve", lambda grid, run_dir, **more: seen.update(run_dir=run_dir, **more))
     values = {"run-dir": "runs/demo", "sites": "north,valley", "keep-checkpoints": 3}
     server.app.main(NobodyThere(), Context(1, 1, {}, RecordDict(), values))
@@ -90,3 +94,15 @@ def test_main_takes_folder_sites_and_number_of_checkpoints_from_the_run(monkeypa
 def test_first_weights_follow_from_the_seed_alone(campaign: CampaignConfig) -> None:
     first, again = initial_weights(campaign), initial_weights(campaign)
     assert all(first[name].tobytes() == again[name].tobytes() for name in first)
+
+
+def test_a_second_serverapp_waits_for_the_first_to_end_and_gives_up_with_word(tmp_path: Path) -> None:
+    """flock belongs to an open file, so two in one process meet as two processes do."""
+    with server.app.alone(tmp_path):
+        with pytest.raises(ConfigError, match="still held by an earlier run"), server.app.alone(tmp_path, wait_s=0.1):
+            pass
+        outcome = read_outcome(tmp_path)
+        assert outcome is not None
+        assert outcome.exit_code == 2
+    with server.app.alone(tmp_path, wait_s=0.1):
+        pass
