@@ -208,7 +208,13 @@ def run_ray(setups: tuple[SiteSetup, ...], run_dir: Path, on_event: Callable[[Ev
     @server_app.main()  # type: ignore[untyped-decorator]
     def main(grid: Grid, context: Context) -> None:
         results.append(
-            serve(grid, run_dir, allowed=names, on_event=on_event, clock=Clock(poll_s=0.05, start_up_s=RAY_START_UP_S))
+            serve(
+                grid,
+                run_dir,
+                allowed=names,
+                on_event=on_event,
+                clock=Clock(poll_s=0.05, start_up_s=RAY_START_UP_S, in_turns=True),
+            )
         )
 
     simulate_with_ray(server_app, client_app, len(setups), setups[0].machine.threads)

@@ -238,6 +238,14 @@ def test_after_the_grace_the_round_goes_on_without_it_and_its_late_reply_is_not_
     assert moved(result) == pytest.approx(WITHOUT_B + ALL)
 
 
+def test_sites_that_share_a_machine_are_waited_for_in_their_turn(
+    campaign: CampaignConfig, link: ScriptedLink, tmp_path: Path
+) -> None:
+    link.arrives[("c", "train", 1)] = campaign.rounds.round_deadline_s * 2.5
+    result = run(campaign, link, tmp_path, in_turns=True)
+    assert result.records[0]["participants"] == ["a", "b", "c"]
+
+
 def test_too_few_replies_fail_the_round_which_is_tried_again(
     campaign: CampaignConfig, link: ScriptedLink, tmp_path: Path
 ) -> None:
