@@ -50,7 +50,7 @@ def programs(coordinator: Coordinator, bind: str, port: int) -> tuple[Program, P
         "--disable-runtime-dependency-installation",
     )
     superexec = (
-        *(script("flower-superexec"), "--runtime-api-address", f"{_own_host(bind)}:{port}"),
+        *(script("flower-superexec"), "--runtime-api-address", f"{own_host(bind)}:{port}"),
         *("--root-certificates", str(coordinator.authority)),
         *("--superexec-auth-secret-file", str(coordinator.superexec_secret)),
     )
@@ -58,15 +58,20 @@ def programs(coordinator: Coordinator, bind: str, port: int) -> tuple[Program, P
     return Program("superlink", superlink, environment), Program("superexec", superexec, environment)
 
 
-def _own_host(bind: str) -> str:
-    return "127.0.0.1" if bind in ("127.0.0.1", "localhost", "0.0.0.0") else bind
+def own_host(bind: str) -> str:
+    """Where the coordinator's own processes reach the SuperLink: over loopback wherever it listens there."""
+    return "127.0.0.1" if bind in ("127.0.0.1", "localhost", "0.0.0.0", "::") else f"[{bind}]" if ":" in bind else bind
 
 
-def write_link(coordinator: Coordinator, port: int) -> None:
-    """Tell Flower's command line where the SuperLink is: always loopback, always under our authority."""
+def write_link(coordinator: Coordinator, bind: str, port: int) -> None:
+    """Tell Flower's command line where the SuperLink is, always under our authority."""
     home = keystore.private_folder(coordinator.flower / "command")
     lines = ["[superlink]", f'default = "{LINK}"', "", f"[superlink.{LINK}]"]
-    lines += [f'address = "127.0.0.1:{port}"', f"root-certificates = {json.dumps(str(coordinator.authority))}", ""]
+    lines += [
+        f'address = "{own_host(bind)}:{port}"',
+        f"root-certificates = {json.dumps(str(coordinator.authority))}",
+        "",
+    ]
     (home / "config.toml").write_text("\n".join(lines))
 
 

@@ -33,16 +33,22 @@ def serve(coordinator: Coordinator, *, port: int, bind: str, exposed: bool, say:
             f"binding to {bind} would let everyone who reaches it start runs: keep loopback behind a gateway that "
             "passes only /v1/fleet/, or say --dangerously-expose-control"
         )
+    if processes.own_host(bind).strip("[]") not in coordinator.hosts:
+        raise ConfigError(
+            f"the server certificate is not for {bind} but for {', '.join(coordinator.hosts)}; name it in init --host"
+        )
     folder.renew_if_due(coordinator, dt.datetime.now(dt.UTC))
     stop = threading.Event()
-    registering = threading.Thread(target=_register, args=(coordinator, port, stop, say), daemon=True)
+    registering = threading.Thread(
+        target=_register, args=(coordinator, processes.own_host(bind).strip("[]"), port, stop, say), daemon=True
+    )
 
     def start() -> Sequence[Program]:
         if not is_free(bind, port):
             raise ConfigError(
                 f"port {port} on {bind} is in use; choose another with --port, or stop what listens there"
             )
-        processes.write_link(coordinator, port)
+        processes.write_link(coordinator, bind, port)
         registering.start()
         return processes.programs(coordinator, bind, port)
 
@@ -52,7 +58,9 @@ def serve(coordinator: Coordinator, *, port: int, bind: str, exposed: bool, say:
         stop.set()
 
 
-def _register(coordinator: Coordinator, port: int, stop: threading.Event, say: Callable[[str], None]) -> None:
+def _register(
+    coordinator: Coordinator, host: str, port: int, stop: threading.Event, say: Callable[[str], None]
+) -> None:
     """Register keys while serving; says every new site and each new trouble once."""
     register_new = processes.registrar(coordinator)
     trouble = ""
@@ -60,7 +68,7 @@ def _register(coordinator: Coordinator, port: int, stop: threading.Event, say: C
     while not stop.wait(REGISTER_S if serving else 0.3):
         try:
             if not serving:
-                check_reachable("127.0.0.1", port, coordinator.authority)
+                check_reachable(host, port, coordinator.authority)
                 serving = True
                 say(f"Federation {coordinator.name} is served on port {port}.")
             for site in register_new():

@@ -53,6 +53,8 @@ def test_the_control_interface_is_not_exposed_without_saying_so(
 ) -> None:
     for address in ("0.0.0.0", "::", "192.0.2.1"):
         fails(capsys, ["serve", str(folder), "--bind", address], 3, "--dangerously-expose-control")
+    said = ["serve", str(folder), "--bind", "192.0.2.1", "--dangerously-expose-control"]
+    fails(capsys, said, 2, "name it in init --host")
 
 
 def test_campaign_new_prints_the_digest_that_sites_will_see(

@@ -62,7 +62,7 @@ def test_the_last_json_object_is_read(printed: str, read: object) -> None:
 def test_a_coordinator_that_never_served_and_one_that_stopped(coordinator: folder.Coordinator) -> None:
     with pytest.raises(PeerError, match="wardround-coordinator serve"):
         processes.reach(coordinator)
-    processes.write_link(coordinator, free_port())
+    processes.write_link(coordinator, "127.0.0.1", free_port())
     with pytest.raises(PeerError, match="does not answer on port"):
         processes.reach(coordinator)
 
