@@ -25,6 +25,8 @@ WAIT_S = 2.0
 class Admission:
     """Who may take part, and how long to wait for them."""
 
+    config_digest: str
+    architecture_digest: str
     allowed: frozenset[str] | None  # None: every site with the right digests
     quorum: int
     deadline_s: float
@@ -50,7 +52,6 @@ def online(members: Members, peers: Sequence[Peer]) -> dict[str, Peer]:
 def join(
     link: Link,
     handshake: Record,
-    expected: SiteCard,
     members: Members,
     admission: Admission,
     *,
@@ -59,7 +60,7 @@ def join(
 ) -> Members:
     """Ask every new peer for its card and wait: for all at first, later only until the quorum is connected.
 
-    `expected` carries the digests that a card must show. Raises RefusedError or PeerError when fewer than the quorum
+    Raises RefusedError or PeerError when fewer than the quorum
     are there by the deadline.
     """
     first = not members.cards
@@ -73,7 +74,7 @@ def join(
         answer = link.receive(members.asked, max(0.0, min(WAIT_S, left_s)))
         if answer is not None and answer[0] in members.asked:
             ticket, reply = answer
-            members = _settle(members, ticket, reply, expected, admission, peers, on_event)
+            members = _settle(members, ticket, reply, admission, peers, on_event=on_event)
         elif complete:
             return members
         elif now() >= deadline or _is_hopeless(members, peers, admission):
@@ -118,9 +119,9 @@ def _settle(
     members: Members,
     ticket: str,
     reply: Record | Failure,
-    expected: SiteCard,
     admission: Admission,
     peers: Sequence[Peer],
+    *,
     on_event: Callable[[Event], None],
 ) -> Members:
     peer = members.asked[ticket]
@@ -129,7 +130,7 @@ def _settle(
         reason = f"{peer.name or 'a peer'} gave no site card: {reply.reason}"
         return replace(members, asked=asked, failed={**members.failed, peer.id: reason})
     try:
-        card = _checked(reply, peer, expected, admission, online(members, peers))
+        card = _checked(reply, peer, admission, online(members, peers))
     except (DataError, RefusedError) as error:
         on_event(SiteRefused(_name(reply, peer), str(error)))
         return replace(members, asked=asked, refused={**members.refused, peer.id: error})
@@ -137,7 +138,7 @@ def _settle(
     return replace(members, asked=asked, cards={**members.cards, peer.id: card})
 
 
-def _checked(reply: Record, peer: Peer, expected: SiteCard, admission: Admission, here: Mapping[str, Peer]) -> SiteCard:
+def _checked(reply: Record, peer: Peer, admission: Admission, here: Mapping[str, Peer]) -> SiteCard:
     try:
         card = read_answer(reply)
     except DataError as error:
@@ -155,15 +156,15 @@ def _checked(reply: Record, peer: Peer, expected: SiteCard, admission: Admission
         raise RefusedError(f"{site} is not on the list of this campaign's sites; add it there if it should be")
     if site in here and here[site] != peer:  # (3)
         raise RefusedError(f"{site} is already connected as another peer; every site needs a name of its own")
-    if card.config_digest != expected.config_digest:  # (4)
+    if card.config_digest != admission.config_digest:  # (4)
         raise RefusedError(
-            f"{site} has campaign digest {card.config_digest[:12]}, expected {expected.config_digest[:12]}; "
+            f"{site} has campaign digest {card.config_digest[:12]}, expected {admission.config_digest[:12]}; "
             "the site must approve the coordinator's campaign file"
         )
-    if card.architecture_digest != expected.architecture_digest:  # (5)
+    if card.architecture_digest != admission.architecture_digest:  # (5)
         raise RefusedError(
             f"{site} builds architecture {card.architecture_digest[:12]}, expected "
-            f"{expected.architecture_digest[:12]}; install the same version of Wardround"
+            f"{admission.architecture_digest[:12]}; install the same version of Wardround"
         )
     return card
 

@@ -30,7 +30,7 @@ from shared.checkpoint import FederationState, load_latest, save_round
 from shared.config import CampaignConfig, campaign_digest
 from shared.errors import DataError, PeerError, RefusedError
 from shared.events import CampaignResumed, Event, RoundFailed, RoundFinished, RoundStarted, SiteReplied
-from shared.types import Action, Arrays, SiteCard
+from shared.types import Action, Arrays
 from shared.weights import architecture_digest, norm
 from shared.wire.link import Failure, Link
 from shared.wire.messages import ReceivedUpdate, Record, Refusal, metrics_json, plan_record, read_answer
@@ -118,7 +118,7 @@ def insist(run: Run, members: Members, state: FederationState, action: Action, n
     for attempt in range(1, attempts + 1):
         try:
             members = admit(run, members, state)
-            return members, attempt_round(run, members, state, action, number, attempt)
+            return members, attempt_round(run, members, state, action, number, attempt=attempt)
         except PeerError as error:
             run.on_event(RoundFailed(number, str(error), attempts - attempt))
             reason = str(error)
@@ -131,9 +131,14 @@ def admit(run: Run, members: Members, state: FederationState) -> Members:
     return join(
         run.link,
         plan_record(plan_for(state, "handshake", state.round + 1)),
-        SiteCard("", state.config_digest, state.architecture_digest, "", {}),
         members,
-        Admission(run.allowed, rounds.quorum, rounds.join_deadline_s + start_up_s),
+        Admission(
+            state.config_digest,
+            state.architecture_digest,
+            run.allowed,
+            rounds.quorum,
+            rounds.join_deadline_s + start_up_s,
+        ),
         on_event=run.on_event,
         now=run.now,
     )
@@ -168,7 +173,7 @@ class Replies:
 
 
 def attempt_round(
-    run: Run, members: Members, state: FederationState, action: Action, number: int, attempt: int
+    run: Run, members: Members, state: FederationState, action: Action, number: int, *, attempt: int
 ) -> Replies:
     """Send the plan to every joined site that is connected, and take replies until all came, or quorum and grace,
     or the deadline. Raises PeerError, naming who is missing and why, when fewer than the quorum count.
