@@ -193,7 +193,7 @@ def _letter(element: DataElement, config: DeidentifyConfig) -> Letter:
         return "C" if keyword == "PatientAge" else "K"
     if "retain_device_identity" in config.options and keyword in DEVICE_IDENTITY:
         return "K"
-    listed = _table().get(tag) or _range_letter(tag)
+    listed = _table().get(tag)
     if (
         "retain_longitudinal_modified_dates" in config.options
         and element.VR in ("DA", "DT")
@@ -247,31 +247,17 @@ def _is_standard(uid: object) -> bool:
 
 
 @cache
-def _tables() -> tuple[Mapping[BaseTag, Letter], tuple[tuple[tuple[int, int, int, int], Letter], ...]]:
-    """Table E.1-1 as tag -> action, and its rows that name a range of groups."""
+def _table() -> Mapping[BaseTag, Letter]:
+    """Table E.1-1 as tag -> action. Its rows that name a range of groups are the curves and overlays."""
     from dicomanonymizer.dicomfields_selector import dicom_anonymization_database_selector
 
     lists = dicom_anonymization_database_selector(TABLE_EDITION)
-    single: dict[BaseTag, Letter] = {}
-    ranges: list[tuple[tuple[int, int, int, int], Letter]] = []
-    for category, letter in _CATEGORIES.items():
-        for entry in lists[category]:
-            if len(entry) == 2:
-                single[Tag(entry)] = letter
-            else:
-                ranges.append((entry, letter))
-    return MappingProxyType(single), tuple(ranges)
-
-
-def _table() -> Mapping[BaseTag, Letter]:
-    return _tables()[0]
-
-
-def _range_letter(tag: BaseTag) -> Letter | None:
-    for (group, element, group_mask, element_mask), letter in _tables()[1]:
-        if tag.group & group_mask == group and tag.element & element_mask == element:
-            return letter
-    return None
+    ranges = {entry[0] for category in _CATEGORIES for entry in lists[category] if len(entry) != 2}
+    assert ranges <= set(_CURVES_AND_OVERLAYS), ranges
+    single = {
+        Tag(entry): letter for category, letter in _CATEGORIES.items() for entry in lists[category] if len(entry) == 2
+    }
+    return MappingProxyType(single)
 
 
 def _declare(dataset: Dataset, config: DeidentifyConfig) -> None:

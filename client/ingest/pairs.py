@@ -29,6 +29,10 @@ class Pairs:
     """Clean -> its degraded partner."""
     degraded: frozenset[str] = frozenset()
 
+    def clean_of(self, key: str) -> str | None:
+        """The clean series that this one is the partner of."""
+        return next((clean for clean, low in self.partner.items() if low == key), None)
+
 
 def pairs_of(stacks: Iterable[Stack]) -> Pairs:
     """All pairs among the stacks of one ingest."""

@@ -9,10 +9,7 @@ What stops a run is a DataError or ConfigError about the folder, the store or th
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,61 +17,35 @@ from client.ingest import store as stores
 from client.ingest.deidentify import check_profile
 from client.ingest.intensity import Ends
 from client.ingest.keys import check_secret, keyed_id
-from client.ingest.labels import (
-    LabelCodes,
-    Segmentation,
-    belongs,
-    label_codes,
-    label_digest,
-    read_table,
-    segmentation_of,
-)
+from client.ingest.labels import LabelCodes, Segmentation, belongs, label_codes, label_digest
 from client.ingest.pairs import Pairs, pairs_of
 from client.ingest.prepare import Prepared, prepare
-from client.ingest.reasons import IngestReport, Outcome, Quarantined, Reason, Skipped
-from client.ingest.series import Instance, Stack, instance_of, stacks_of
-from client.ingest.sources import SourceFile, open_file, walk
+from client.ingest.reasons import IngestReport, Quarantined, Reason
+from client.ingest.scan import Found, Progress, scan
+from client.ingest.series import Stack, stacks_of
+from client.ingest.sources import walk
 from client.ingest.store import Index, SeriesRecord
-from client.ingest.validate import check_image, read_header, silent, sop_class, sop_instance, text
+from client.ingest.validate import silent
 from shared.config import DataConfig
 from shared.errors import DataError
-
-SEGMENTATION_CLASS = "1.2.840.10008.5.1.4.1.1.66.4"
-LABELMAP_CLASS = "1.2.840.10008.5.1.4.1.1.66.7"
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(slots=True)
 class _Run:
-    """What one ingest has found so far; local to `ingest`."""
+    """What one ingest has put into the store so far; local to `ingest`."""
 
-    data: DataConfig
-    codes: LabelCodes
-    secret: bytes
-    instances: list[Instance] = field(default_factory=list)
-    copies: dict[str, list[SourceFile]] = field(default_factory=dict)
-    """Identity of an instance -> further files of it."""
-    segmentations: list[Segmentation] = field(default_factory=list)
-    diagnoses: dict[str, int] = field(default_factory=dict)
-    diagnoses_unknown: int = 0
-    outcomes: Counter[tuple[Outcome, Reason]] = field(default_factory=Counter)
-    quarantine: dict[str, str] = field(default_factory=dict)
-    stored: set[str] = field(default_factory=set)
-    """Identities of instances whose pixels are in the store: no copy of them that is damaged keeps them out."""
+    found: Found
+    pairs: Pairs
     series: dict[str, SeriesRecord] = field(default_factory=dict)
     """New and updated ones."""
     kept: dict[str, SeriesRecord] = field(default_factory=dict)
     updated: int = 0
+    stored: set[str] = field(default_factory=set)
+    """Identities of instances whose pixels are in the store: no copy of them that is damaged keeps them out."""
+    scales: dict[str, Ends] = field(default_factory=dict)
+    """Of the series seen so far: a degraded partner takes over the scale of its clean one."""
     labels: dict[str, Reason | None] = field(default_factory=dict)
     """Identity of a segmentation -> None where it was used on a series, else why not."""
-
-    def count(self, outcome: Outcome, reason: Reason, files: int = 1) -> None:
-        self.outcomes[outcome, reason] += files
-
-    def refuse(self, identity: str, reason: Reason) -> None:
-        self.quarantine[identity] = reason.value
-        self.count("quarantined", reason)
 
     def label(self, segmentation: Segmentation, reason: Reason | None) -> None:
         """Note what became of a segmentation; used on one series is used."""
@@ -105,9 +76,10 @@ def ingest(
     files = walk(source, store)
     with stores.locked(store), silent():
         index = _open_index(store, data, codes, secret)
-        run = _Run(data, codes, secret)
-        _scan(run, files, on_progress or _silent)
-        _store_all(run, store, index, on_progress or _silent)
+        found = scan(files, data, codes, secret, on_progress=on_progress or _silent)
+        stacks = stacks_of(found.instances_with_copies(), secret)
+        run = _Run(found, pairs_of(stacks))
+        _store_all(run, store, index, stacks, on_progress or _silent)
         _commit(run, store, index)
     return _report(run)
 
@@ -139,119 +111,39 @@ def _open_index(store: Path, data: DataConfig, codes: LabelCodes, secret: bytes)
     return index
 
 
-# -------------------------------------------------------------------------------------------------------------- scan
-
-
-def _scan(run: _Run, files: tuple[SourceFile, ...], on_progress: Progress) -> None:
-    """Read every header once; afterwards only keyed names and numbers are left of it."""
-    seen: set[str] = set()
-    for done, source in enumerate(files, 1):
-        try:
-            if source.path.suffix.casefold() != ".csv" or not _scan_table(run, source):
-                _scan_one(run, source, seen)
-        except Skipped as skip:
-            run.count("skipped", skip.reason)
-        except Quarantined as refusal:
-            run.refuse(_content_id(source, run.secret), refusal.reason)
-        on_progress("read headers", done, len(files))
-
-
-def _scan_one(run: _Run, source: SourceFile, seen: set[str]) -> None:
-    dataset = read_header(source)
-    uid = sop_instance(dataset)
-    identity = keyed_id(run.secret, "uid", uid) if uid else _content_id(source, run.secret)
-    try:
-        check_image(dataset, run.data.ingest.modalities)
-    except Quarantined as refusal:
-        run.refuse(identity, refusal.reason)
-        return
-    if identity in seen:
-        run.copies.setdefault(identity, []).append(source)
-        raise Skipped(Reason.DUPLICATE)
-    if text(dataset, "Modality").upper() == "SEG" or sop_class(dataset) in (SEGMENTATION_CLASS, LABELMAP_CLASS):
-        if not run.data.masks:
-            raise Skipped(Reason.MODALITY)
-        run.segmentations.append(segmentation_of(dataset, source, identity, run.secret))
-    else:
-        run.instances.append(instance_of(dataset, source, identity, run.secret))
-    seen.add(identity)
-
-
-def _scan_table(run: _Run, source: SourceFile) -> bool:
-    """Whether the file was a table of diagnoses."""
-    if not source.regular or not run.data.diagnoses:
-        return False
-    table = read_table(source, run.codes, run.secret)
-    if table is None:
-        return False
-    run.diagnoses.update(table.codes)
-    run.diagnoses_unknown += table.unknown
-    run.count("used as label", Reason.DIAGNOSES)
-    return True
-
-
-def _content_id(source: SourceFile, secret: bytes) -> str:
-    """Keyed digest of a file's bytes; of its place where the bytes cannot be read."""
-    digest = hmac.new(secret, b"content", hashlib.sha256)
-    try:
-        with open_file(source.path) as file:
-            for block in iter(lambda: file.read(1 << 20), b""):
-                digest.update(block)
-    except (Quarantined, OSError):
-        return keyed_id(secret, "place", str(source.path))
-    return digest.digest()[:16].hex()
-
-
-# ------------------------------------------------------------------------------------------------------------- store
-
-
-def _store_all(run: _Run, store: Path, index: Index, on_progress: Progress) -> None:
-    copies = {identity: tuple(sources) for identity, sources in run.copies.items()}
-    instances = [replace(instance, copies=copies.get(instance.identity, ())) for instance in run.instances]
-    stacks = stacks_of(instances, run.secret)
-    pairs = pairs_of(stacks)
+def _store_all(run: _Run, store: Path, index: Index, stacks: tuple[Stack, ...], on_progress: Progress) -> None:
     # Clean partners first: the degraded ones take over their scale.
-    ordered = sorted(stacks, key=lambda stack: (stack.key in pairs.degraded, stack.key))
-    clean_of = {low: clean for clean, low in pairs.partner.items()}
-    scales: dict[str, Ends] = {}
+    ordered = sorted(stacks, key=lambda stack: (stack.key in run.pairs.degraded, stack.key))
     for done, stack in enumerate(ordered, 1):
-        segmentations = [item for item in run.segmentations if belongs(item, stack)]
+        segmentations = [item for item in run.found.segmentations if belongs(item, stack)]
         try:
-            _store_one(run, store, index, stack, segmentations, pairs, scales, clean_of)
+            _store_one(run, store, index, stack, segmentations)
         except Quarantined as refusal:
             for instance in stack.instances:
-                run.refuse(instance.identity, refusal.reason)
+                run.found.refuse(instance.identity, refusal.reason)
         on_progress("store series", done, len(ordered))
-    for item in run.segmentations:
+    for item in run.found.segmentations:
         reason = run.labels.get(item.identity, Reason.UNMATCHED_LABEL)
         if reason is None:
-            run.count("used as label", Reason.SEGMENTATION)
+            run.found.count("used as label", Reason.SEGMENTATION)
         else:
-            run.refuse(item.identity, reason)
+            run.found.refuse(item.identity, reason)
 
 
-def _store_one(
-    run: _Run,
-    store: Path,
-    index: Index,
-    stack: Stack,
-    segmentations: list[Segmentation],
-    pairs: Pairs,
-    scales: dict[str, Ends],
-    clean_of: Mapping[str, str],
-) -> None:
-    diagnosis = run.diagnoses.get(stack.first.lookup, -1)
+def _store_one(run: _Run, store: Path, index: Index, stack: Stack, segmentations: list[Segmentation]) -> None:
+    pairs = run.pairs
+    diagnosis = run.found.diagnoses.get(stack.first.lookup, -1)
     pairing = pairs.partner.get(stack.key, "degraded" if stack.key in pairs.degraded else "")
-    labels = label_digest(segmentations, diagnosis, pairing, run.secret)
-    content = keyed_id(run.secret, "instances", *sorted(instance.identity for instance in stack.instances))
+    labels = label_digest(segmentations, diagnosis, pairing, run.found.secret)
+    content = keyed_id(run.found.secret, "instances", *sorted(instance.identity for instance in stack.instances))
     old = index.series.get(stack.key)
     if old is not None and _nothing_new(old, stack, content, labels):
         _keep(run, index, stack, segmentations, old, same=old.content == content)
-        scales[stack.key] = Ends(*old.ends)
+        run.scales[stack.key] = Ends(*old.ends)
         return
-    clean = clean_of.get(stack.key, "")
-    prepared = prepare(stack, segmentations, run.data, run.codes, run.secret, between=scales.get(clean))
-    scales[stack.key] = prepared.ends
+    between = run.scales.get(pairs.clean_of(stack.key) or "")
+    prepared = prepare(stack, segmentations, run.found.data, run.found.codes, run.found.secret, between=between)
+    run.scales[stack.key] = prepared.ends
     record = SeriesRecord(
         key=stack.key,
         patient=stack.patient,
@@ -274,11 +166,11 @@ def _store_one(
     _write(store, record, prepared)
     run.series[record.key] = record
     run.updated += old is not None
-    run.count("stored", Reason.IMAGE, len(prepared.instances))
+    run.found.count("stored", Reason.IMAGE, len(prepared.instances))
     run.stored.update(instance.identity for instance in prepared.instances)
     for instance in stack.instances:
         if instance.identity in prepared.refused:
-            run.refuse(instance.identity, prepared.refused[instance.identity])
+            run.found.refuse(instance.identity, prepared.refused[instance.identity])
     for item in segmentations:
         run.label(item, prepared.refused.get(item.identity))
 
@@ -297,11 +189,11 @@ def _keep(
     for instance in stack.instances:
         earlier = index.quarantine.get(instance.identity)
         if not same:
-            run.count("skipped", Reason.OTHER_INSTANCES)
+            run.found.count("skipped", Reason.OTHER_INSTANCES)
         elif earlier is not None:
-            run.refuse(instance.identity, Reason(earlier))
+            run.found.refuse(instance.identity, Reason(earlier))
         else:
-            run.count("already stored", Reason.IMAGE)
+            run.found.count("already stored", Reason.IMAGE)
             run.stored.add(instance.identity)
     for item in segmentations:
         earlier = index.quarantine.get(item.identity)
@@ -328,7 +220,7 @@ def _commit(run: _Run, store: Path, index: Index) -> None:
     for key, record in run.series.items():
         if record.pair is not None and record.pair not in present:
             present[key] = replace(record, pair=None)
-    both = {**index.quarantine, **run.quarantine}
+    both = {**index.quarantine, **run.found.quarantine}
     quarantine = {identity: reason for identity, reason in both.items() if identity not in run.stored}
     if not run.series and quarantine == dict(index.quarantine) and index.generation:
         return
@@ -341,7 +233,7 @@ def _commit(run: _Run, store: Path, index: Index) -> None:
 def _report(run: _Run) -> IngestReport:
     records = [*run.series.values(), *run.kept.values()]
     return IngestReport(
-        outcomes=dict(run.outcomes),
+        outcomes=dict(run.found.outcomes),
         series_new=len(run.series) - run.updated,
         series_updated=run.updated,
         series_kept=len(run.kept),
@@ -349,5 +241,5 @@ def _report(run: _Run) -> IngestReport:
         diagnoses=sum(record.diagnosis >= 0 for record in records),
         pairs=sum(record.pair is not None for record in records),
         patients=len({record.patient for record in records}),
-        diagnoses_unknown=run.diagnoses_unknown,
+        diagnoses_unknown=run.found.diagnoses_unknown,
     )

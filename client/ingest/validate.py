@@ -228,12 +228,3 @@ def _values(value: Any) -> list[Any]:
     if value is None or isinstance(value, str):
         return [value or ""]
     return list(value)
-
-
-def as_bytes(source: SourceFile) -> bytes:
-    """The raw bytes, for a keyed digest of a file that has no identifiers."""
-    with open_file(source.path) as file:
-        try:
-            return file.read(MAX_FILE_BYTES)
-        except OSError:
-            raise Quarantined(Reason.UNREADABLE) from None

@@ -97,9 +97,11 @@ def test_stricter_than_the_table_private_unknown_curves_overlays_and_foreign_uid
     ds.add_new((0x0008, 0x9999), "UN", b"SECRETIVE!")
     ds.add_new((0x0018, 0x9999), "LO", "SECRETIVE")
     ds.add_new((0x0008, 0x0118), "UI", "1.2.3.4.5")
+    ds.SecondaryReviewDate, ds.SecondaryReviewerName = "20230314", "SECRETIVE^REVIEWER"
     after, _ = deidentify(ds, BASIC, SECRET)
     assert "SECRETIVE" not in str(after)
     assert not any(element.tag.is_private for element in after)
+    assert "SecondaryReviewDate" not in after
     assert after[0x0008, 0x0118].value == keyed_uid(SECRET, "1.2.3.4.5")
 
 

@@ -72,6 +72,15 @@ def test_the_digest_of_labels_is_empty_without_any_and_follows_each(hospital: An
     assert label_digest([], 0, "", SECRET) != label_digest([], 0, "partner", SECRET)
 
 
+def test_two_tables_that_contradict_give_no_diagnosis(hospital: Any, data: DataConfig, tmp_path: Path) -> None:
+    hospital.write_series(tmp_path / "source", 1)
+    for name, word in (("a", "none"), ("b", "tumour")):
+        patient = f"{hospital.identity['PatientID']}-1"
+        (tmp_path / "source" / f"{name}.csv").write_text(f"PatientID,diagnosis\n{patient},{word}\n")
+    report = ingest(tmp_path / "source", tmp_path / "store", data, secret=SECRET, mask_codes={}, diagnosis_codes={})
+    assert (report.diagnoses, report.diagnoses_unknown) == (0, 1)
+
+
 # ------------------------------------------------------------------------------------------------------ segmentations
 
 
@@ -270,3 +279,31 @@ def test_a_campaign_without_masks_skips_segmentations(hospital: Any, make_data: 
     )
     assert report.count("skipped", Reason.MODALITY) == 1
     assert report.count("skipped", Reason.NOT_DICOM) == 1
+
+
+def test_a_mask_without_a_patients_geometry_is_resampled_with_its_image(
+    hospital: Any, make_data: Any, tmp_path: Path
+) -> None:
+    image = hospital.new_image(0)
+    seg = hospital.new_segmentation({5: blob()[1:2]}, [image])
+    del image.ImagePositionPatient, image.ImageOrientationPatient
+    data = make_data(spacing_mm=(5.0, 1.0, 1.5))
+    _, mask = ingested(hospital, data, tmp_path, [image], seg)
+    assert mask is not None
+    assert mask.shape == (1, 15, 11)
+    np.testing.assert_array_equal(mask[:, ::2, ::2], blob()[1:2])
+
+
+def test_a_segmentation_of_two_series_counts_once_and_is_used_where_it_fits(
+    hospital: Any, data: DataConfig, tmp_path: Path
+) -> None:
+    one = [hospital.new_image(index) for index in range(3)]
+    far = {"ImagePositionPatient": [9000, 0, 0], "FrameOfReferenceUID": "1.2.3"}
+    two = [hospital.new_image(0, series="2", **far)]
+    seg = hospital.new_segmentation({5: blob()}, one)
+    reference = Dataset()
+    reference.ReferencedSOPInstanceUID = two[0].SOPInstanceUID
+    seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence.append(reference)
+    report, _ = ingested(hospital, data, tmp_path, [*two, *one], seg)
+    assert report.count("used as label") == 1
+    assert report.masks == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import struct
 import warnings
 import zlib
@@ -17,13 +18,15 @@ from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEG2000Lossless, JPEGBaseline8Bit, UltrasoundImageStorage
 
-from client.ingest import sources, validate
-from client.ingest.pixels import codestream_pixels, decode, decode_segments
+from client.ingest import prepare, sources, validate
+from client.ingest.pixels import Frames, codestream_pixels, decode, decode_segments
 from client.ingest.reasons import Quarantined, Reason, Skipped
 from client.ingest.run import ingest
 from client.ingest.sources import SourceFile
 from client.ingest.validate import check_image, read_header, read_whole, reading
 from shared.config import DataConfig, IntensityConfig
+
+real = os.open
 
 
 def source(path: Path) -> SourceFile:
@@ -64,6 +67,7 @@ def reason_of(hospital: Any, data: DataConfig, tmp_path: Path, *files: Dataset) 
         ({"BitsStored": 12, "HighBit": 15}, Reason.UNDECODABLE),
         ({"BitsStored": 24, "HighBit": 23}, Reason.UNDECODABLE),
         ({"PhotometricInterpretation": "HSV"}, Reason.UNSUPPORTED_COLOUR),
+        ({"SamplesPerPixel": 3, "PlanarConfiguration": 0, "PixelData": bytes(288)}, Reason.UNSUPPORTED_COLOUR),
         ({"PhotometricInterpretation": "PALETTE COLOR"}, Reason.UNDECODABLE),
         ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, Reason.GEOMETRY),
     ],
@@ -235,3 +239,35 @@ def test_a_segmentation_passes_the_door_whatever_the_modalities(hospital: Any) -
     seg.file_meta = pydicom.dataset.FileMetaDataset()
     seg.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
     assert decode_segments(seg).shape == (1, 8, 6)
+
+
+def test_a_series_over_the_limit_is_refused_before_it_is_decoded(
+    hospital: Any, data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "MAX_STACK_VALUES", 2 * 8 * 6)
+    images = [hospital.new_image(index) for index in range(3)]
+    assert reason_of(hospital, data, tmp_path, *images) == [Reason.TOO_MANY_PIXELS]
+
+
+def test_a_file_that_cannot_be_opened_is_quarantined_by_a_keyed_id(
+    hospital: Any, data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = hospital.save(hospital.new_image(), tmp_path / "source" / "Ottoline.dcm")
+
+    def denied(*_: Any) -> int:
+        raise PermissionError(13, "denied", str(path))
+
+    arguments: dict[str, Any] = {"secret": hospital.secret, "mask_codes": {}, "diagnosis_codes": {}}
+    with monkeypatch.context() as patch:
+        patch.setattr(sources.os, "open", lambda name, *a: denied() if "Ottoline" in str(name) else real(name, *a))
+        report = ingest(tmp_path / "source", tmp_path / "store", data, **arguments)
+    assert report.table() == (("quarantined", "file cannot be read", 1),)
+    assert b"Ottoline" not in (tmp_path / "store" / "index.json").read_bytes()
+
+
+def test_pixels_of_another_shape_than_announced_are_refused(
+    hospital: Any, data: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = Frames(np.zeros((2, 8, 6, 1), np.float32), 0, 1)
+    monkeypatch.setattr(prepare, "decode", lambda dataset: wrong)
+    assert reason_of(hospital, data, tmp_path, hospital.new_image()) == [Reason.UNDECODABLE]
