@@ -95,7 +95,7 @@ def _approve(arguments: argparse.Namespace) -> int:
 
     site = folder.read(arguments.folder)
     campaign = load_campaign(arguments.campaign)
-    table = Table(show_header=False, title=f"Campaign {campaign.name}", show_lines=True)
+    table = _two_columns(f"Campaign {campaign.name}")
     for question, answer in describe(campaign):
         table.add_row(question, answer)
     _OUT.print(table)
@@ -116,9 +116,10 @@ def _approvals(arguments: argparse.Namespace) -> int:
         rows = [{"digest": one.digest, "campaign": one.campaign, "approved_at": one.approved_at} for one in given]
         print(json.dumps(rows, indent=1))
         return 0
-    table = Table("campaign", "digest", "approved at", title="Campaigns that may run here")
+    table = Table("campaign", "approved at", title="Campaigns that may run here")
+    table.add_column("digest", overflow="fold")
     for one in given:
-        table.add_row(one.campaign, one.digest, one.approved_at)
+        table.add_row(one.campaign, one.approved_at, one.digest)
     _OUT.print(table if given else "Nothing is approved at this site.")
     return 0
 
@@ -160,11 +161,19 @@ def _status(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(state, indent=1))
         return 0
-    table = Table(show_header=False, title=f"Site {state['site']}")
+    table = _two_columns(f"Site {state['site']}")
     for key, value in state.items():
         table.add_row(key, json.dumps(value) if isinstance(value, dict | list) else str(value))
     _OUT.print(table)
     return 0
+
+
+def _two_columns(title: str) -> Table:
+    """Nothing is cut off: digests are there to be compared."""
+    table = Table(show_header=False, title=title, show_lines=True)
+    table.add_column()
+    table.add_column(overflow="fold")
+    return table
 
 
 # ------------------------------------------------------------------------------------------- arguments
