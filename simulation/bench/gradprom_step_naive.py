@@ -31,6 +31,7 @@ from shared.config import (
     EnhancerConfig,
     IngestConfig,
     IntensityConfig,
+    MachineConfig,
     ObjectiveConfig,
     RecogniserConfig,
     RoundsConfig,
@@ -38,17 +39,17 @@ from shared.config import (
     TrainingConfig,
 )
 from shared.enhance.losses import enhancement_loss
-from shared.networks import Networks
+from shared.networks import Networks, placed
 from shared.recognise.losses import labelled, recognition_loss
 from shared.recognise.networks import Recognition
 from shared.seeding import generator
 from simulation.bench import Case
 
 SLACK = 1.05
-WIDTH, SIDE, BATCH = 16, 64, 8
+WIDTH, SIDE, BATCH = 32, 32, 8
 BLOCKS = {"1:1": (4, 4), "1:2": (3, 6), "2:1": (6, 3)}
 """Enhancer and recogniser blocks of each case."""
-REPETITIONS, WARM_UP = 25, 3
+REPETITIONS, WARM_UP = 40, 4
 
 Form = Callable[[Networks, Batch, Share, CampaignConfig], Gradients]
 
@@ -147,10 +148,11 @@ def measured(enhancer_blocks: int, recogniser_blocks: int, *, repetitions: int) 
         "recogniser_forward": lambda: sides[0][0].recogniser(batch.degraded_BCHW),
     }
     seconds: dict[str, list[float]] = {name: [] for name in watched}
-    for _ in range(WARM_UP + repetitions):
-        for name, action in watched.items():
+    for repetition in range(WARM_UP + repetitions):
+        # Every other time in reverse, so that neither form always finds the other's caches.
+        for name in list(watched)[:: 1 if repetition % 2 else -1]:
             began = time.process_time()
-            action()
+            watched[name]()
             seconds[name].append(time.process_time() - began)
     return Times(**{name: statistics.median(values[WARM_UP:]) for name, values in seconds.items()})
 
@@ -160,6 +162,7 @@ def _side(campaign: CampaignConfig, enhancer_blocks: int, recogniser_blocks: int
         built(lambda: StackEnhancer(enhancer_blocks), 0, "bench", "enhancer"),
         built(lambda: StackRecogniser(recogniser_blocks), 0, "bench", "recogniser"),
     )
+    placed(networks, MachineConfig(device="cpu", threads=1))  # as training does
     optimisers = Optimisers(
         gradprom.make_optimiser(networks.enhancer, campaign), gradprom.make_optimiser(networks.recogniser, campaign)
     )

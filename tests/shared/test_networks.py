@@ -59,3 +59,26 @@ print(sorted(heavy & set(sys.modules)))
 """
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
+def test_freed_memory_is_taken_again_without_page_faults() -> None:
+    code = """
+import resource, sys, torch
+from shared.networks import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+torch.set_num_threads(1)
+image = torch.rand(8, 16, 64, 64)
+def work():
+    parts = [image + number for number in range(12)]  # 24 MB, taken and freed
+for _ in range(3): work()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10): work()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    kept, plain = (
+        int(subprocess.run([sys.executable, "-c", code, how], check=True, capture_output=True, text=True).stdout)
+        for how in ("keep", "plain")
+    )
+    assert kept < max(200, 0.1 * plain)
