@@ -18,7 +18,7 @@ from shared.config import CampaignConfig, campaign_digest
 from shared.errors import DataError
 
 FILE = "about.json"
-_PACKAGES = ("wardround", "torch", "flwr", "monai", "numpy")
+_PACKAGES = ("wardround", "torch", "flwr", "numpy")
 
 
 def versions() -> dict[str, str]:

@@ -189,4 +189,4 @@ def _with_quorum(members: Members, peers: Sequence[Peer], admission: Admission) 
     missing = sorted((admission.allowed or frozenset()) - here.keys())
     who = f"; missing: {', '.join(missing)}" if missing else ""
     who += "".join(f"; {reason}" for reason in members.failed.values())
-    raise PeerError(f"{found} within {admission.deadline_s:g} s{who}; start the sites, or raise rounds.join_deadline_s")
+    raise PeerError(f"{found} within {admission.deadline_s:g} s{who}; start the sites, or raise round.join_deadline_s")

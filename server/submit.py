@@ -71,7 +71,7 @@ def _chosen(coordinator: Coordinator, campaign: CampaignConfig, sites: tuple[str
     chosen = tuple(sorted(set(sites))) or admitted
     if len(chosen) < campaign.rounds.quorum:
         raise ConfigError(
-            f"rounds.quorum={campaign.rounds.quorum} can never be met by {len(chosen)} sites; admit more (add-site) "
+            f"round.quorum={campaign.rounds.quorum} can never be met by {len(chosen)} sites; admit more (add-site) "
             "or lower the quorum in a new campaign"
         )
     return chosen

@@ -70,6 +70,7 @@ def environment_of(home: Path, *, threads: int = 1, path: str | None = None) -> 
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",  # waiting threads sleep: spinning ones starve whoever shares the cores
         "NO_PROXY": loopback,
         "no_proxy": loopback,
         "PATH": path if path is not None else os.pathsep.join((scripts_folder(), kept.get("PATH", os.defpath))),

@@ -72,7 +72,7 @@ def run_federation(
     Raises what the coordinator raises: PeerError, RefusedError, DataError.
     """
     if campaign.rounds.quorum > len(stores):
-        raise ConfigError(f"rounds.quorum={campaign.rounds.quorum} can never be met by {len(stores)} sites; lower it")
+        raise ConfigError(f"round.quorum={campaign.rounds.quorum} can never be met by {len(stores)} sites; lower it")
     run_dir.mkdir(parents=True, exist_ok=True)
     save_campaign(campaign, run_dir / "campaign.json")
     setups = site_setups(campaign, stores, run_dir, machine or MachineConfig())

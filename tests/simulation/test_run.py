@@ -139,7 +139,7 @@ def test_a_site_with_one_patient_is_left_out_or_ends_the_run_with_its_reason(
 
 
 def test_a_quorum_that_can_never_be_met_is_refused_at_once(campaign: CampaignConfig, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="rounds.quorum=2 can never be met by 1 sites; lower it"):
+    with pytest.raises(ConfigError, match="round.quorum=2 can never be met by 1 sites; lower it"):
         run_federation(campaign, {"only": tmp_path}, tmp_path / "run")
 
 
