@@ -40,15 +40,15 @@ def simulate(config: SimulationConfig, console: Console) -> Path:
 
     Raises ConfigError, DataError, PeerError: see shared/errors.py.
     """
-    began = time.perf_counter()
     run_dir = Path(config.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     cells = [_cell(config, seed, run_dir / f"seed-{seed}", console) for seed in config.seeds]
     timings: dict[str, float] = {}
-    for _, seconds in cells:
-        for part, value in seconds.items():
+    for cell in cells:
+        for part, value in cell.timings.items():
             timings[part] = timings.get(part, 0.0) + value
-    write_record(run_dir, config, [cell for cell, _ in cells], wall_s=time.perf_counter() - began, timings=timings)
+    wall_s = sum(cell.wall_s for cell in cells)
+    write_record(run_dir, config, [cell.comparison for cell in cells], wall_s=wall_s, timings=timings)
     report = write_report(run_dir)
     written = json.loads((run_dir / "report.json").read_text())
     console.print(summary_table(written))
@@ -56,8 +56,17 @@ def simulate(config: SimulationConfig, console: Console) -> Path:
     return report
 
 
-def _cell(config: SimulationConfig, seed: int, folder: Path, console: Console) -> tuple[Comparison, dict[str, float]]:
-    """One seed from DICOM to comparison, or its kept result; and the seconds of its parts."""
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Cell:
+    """A finished seed, and the seconds that it took when it was run: of its parts, and in all."""
+
+    comparison: Comparison
+    timings: dict[str, float]
+    wall_s: float
+
+
+def _cell(config: SimulationConfig, seed: int, folder: Path, console: Console) -> Cell:
+    """One seed from DICOM to comparison, or its kept result."""
     key = cell_key(config, seed)
     if config.fresh or _key_of(folder) != key:
         for stale in ("federation", "result.json", "result.npz"):
@@ -69,9 +78,9 @@ def _cell(config: SimulationConfig, seed: int, folder: Path, console: Console) -
         return kept
     campaign = dataclasses.replace(config.campaign, seed=seed)
     seconds: dict[str, float] = {}
+    began = first = time.perf_counter()
     with Display(console) as display:
         display.stage(f"seed {seed}: {config.sites} hospitals")
-        began = time.perf_counter()
         prepared = prepare(config, seed, folder, display.prepared)
         for line in ingest_lines(prepared):
             display.line(line)
@@ -87,8 +96,9 @@ def _cell(config: SimulationConfig, seed: int, folder: Path, console: Console) -
 
         display.stage(f"seed {seed}: comparators")
         comparison = compare(config, seed, stores, federated, machine=config.machine, on_event=display.model)
-    save_cell(folder, comparison, seconds)
-    return comparison, seconds
+    cell = Cell(comparison, seconds, time.perf_counter() - first)
+    save_cell(folder, cell)
+    return cell
 
 
 def cell_key(config: SimulationConfig, seed: int) -> str:
@@ -115,18 +125,16 @@ def _key_of(folder: Path) -> str | None:
         return None
 
 
-def save_cell(folder: Path, comparison: Comparison, seconds: dict[str, float]) -> None:
+def save_cell(folder: Path, cell: Cell) -> None:
     """Keep a finished cell; result.json is written last, so that it stands for a whole cell."""
-    write_pictures(folder / "result.npz", comparison.pictures)
-    values = {
-        field.name: getattr(comparison, field.name)
-        for field in dataclasses.fields(comparison)
-        if field.name != "pictures"
-    }
-    write_atomically(folder / "result.json", json.dumps({"comparison": values, "timings": seconds}).encode())
+    write_pictures(folder / "result.npz", cell.comparison.pictures)
+    names = [field.name for field in dataclasses.fields(cell.comparison) if field.name != "pictures"]
+    values = {name: getattr(cell.comparison, name) for name in names}
+    kept = {"comparison": values, "timings": cell.timings, "wall_s": cell.wall_s}
+    write_atomically(folder / "result.json", json.dumps(kept).encode())
 
 
-def load_cell(folder: Path) -> tuple[Comparison, dict[str, float]] | None:
+def load_cell(folder: Path) -> Cell | None:
     """The kept cell of a folder, None where there is none; DataError where it cannot be read."""
     if not (folder / "result.json").is_file():
         return None
@@ -138,9 +146,9 @@ def load_cell(folder: Path) -> tuple[Comparison, dict[str, float]] | None:
         comparison = Comparison(
             **{**values, "rows": tuple(values["rows"]), "rounds": tuple(values["rounds"]), "pictures": pictures}
         )
+        return Cell(comparison, kept["timings"], kept["wall_s"])
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(f"the kept result in {folder.name} cannot be read; run again with fresh=true") from None
-    return comparison, kept["timings"]
 
 
 def ingest_lines(prepared: dict[str, Prepared]) -> Iterator[str]:

@@ -4,8 +4,9 @@
     diagnosis   cross-entropy, on images with a diagnosis
 
 Dice is taken per image, not over the batch: every loss is then a sum over images divided by the number of labelled
-images, and micro batches add up to exactly the loss of the whole batch. Its smoothing is one pixel, so that an image
-without a class still has a gradient where that class is falsely found.
+images, and micro batches add up to exactly the loss of the whole batch. It is averaged over the classes that the image
+shows: a term for absent classes would teach the recogniser, long before it can find a small lesion, that saying nothing
+is safe. What is falsely found there costs cross-entropy.
 """
 
 from __future__ import annotations
@@ -66,10 +67,12 @@ def mask_loss_B(logits_BKHW: Tensor, mask_BHW: Tensor) -> Tensor:
 
 
 def soft_dice_loss_B(probabilities_BKHW: Tensor, mask_BHW: Tensor) -> Tensor:
-    """1 - (2 |p t| + s) / (|p| + |t| + s), averaged over the foreground classes of each image."""
+    """1 - (2 |p t| + s) / (|p| + |t| + s), averaged over the foreground classes that each image shows; 0 if none."""
     classes = probabilities_BKHW.shape[1]
     truth_BKHW = F.one_hot(mask_BHW, classes).movedim(-1, 1)[:, 1:].to(probabilities_BKHW.dtype)
     found_BKHW = probabilities_BKHW[:, 1:]
     overlap_BK = (found_BKHW * truth_BKHW).sum((2, 3))
     sizes_BK = found_BKHW.sum((2, 3)) + truth_BKHW.sum((2, 3))
-    return (1 - (2 * overlap_BK + DICE_SMOOTHING_PX) / (sizes_BK + DICE_SMOOTHING_PX)).mean(1)
+    loss_BK = 1 - (2 * overlap_BK + DICE_SMOOTHING_PX) / (sizes_BK + DICE_SMOOTHING_PX)
+    shown_BK = truth_BKHW.amax((2, 3))
+    return (loss_BK * shown_BK).sum(1) / shown_BK.sum(1).clamp(min=1)

@@ -1,0 +1,85 @@
+"""Run folders in, a page of results in Markdown out: tables and claims as report.json has them, never typed.
+
+python -m simulation.results --title "Foundation" --out docs/results/foundation.md runs/demo runs/hippocampus
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from server.wording import METRICS, duration_shown, shown
+from shared.errors import DataError, WardroundError
+
+SETTINGS = ("clean", "degraded", "local", "pooled", "federated", "personalised")
+COLUMNS = ("psnr_db", "ssim", "psnr_db_region", "dice", "judge_dice", "accuracy", "auc", "samples_seen", "bytes_up")
+
+
+def page(title: str, run_dirs: Sequence[Path]) -> str:
+    """The whole page; raises DataError for a folder without a readable report.json."""
+    parts = [f"# {title}", "", "Written by `python -m simulation.results` from each run's report.json."]
+    for run_dir in run_dirs:
+        parts += ["", *section(_report(run_dir))]
+    return "\n".join(parts) + "\n"
+
+
+def section(report: Mapping[str, Any]) -> Iterator[str]:
+    """One run: command, cost, mean over seeds of every setting on all sites' tests, claims."""
+    versions = ", ".join(f"{name} {value}" for name, value in report["versions"].items())
+    yield f"## {report['experiment']}"
+    yield ""
+    yield f"`wardround-simulate experiment={report['experiment']}`, seeds {', '.join(map(str, report['seeds']))}, "
+    yield f"{duration_shown(report['wall_s'])} in all; {versions}; config {report['config_digest'][:12]}."
+    yield ""
+    rows = [row for row in report["rows"] if row["site"] == "all" and row["test_site"] == "all"]
+    columns = [key for key in COLUMNS if any(key in row for row in rows)]
+    yield "| method | setting | " + " | ".join(METRICS[key].heading for key in columns) + " |"
+    yield "|---|---|" + "---:|" * len(columns)
+    for method in dict.fromkeys(row["method"] for row in rows):
+        for setting in SETTINGS:
+            chosen = [row for row in rows if (row["method"], row["setting"]) == (method, setting)]
+            if chosen:
+                yield f"| {method} | {setting} | " + " | ".join(_mean(chosen, key) for key in columns) + " |"
+    yield ""
+    yield "| claim | value | target | holds |"
+    yield "|---|---:|---:|---|"
+    for claim in report["claims"]:
+        verdict = "yes" if claim["holds"] else f"**no**: {claim.get('reason', 'reason not known')}"
+        yield f"| {claim['claim']} | {claim['value']:+.3f} | {claim['target']:+.3f} | {verdict} |"
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> str:
+    values = [row[key] for row in rows if key in row]
+    return shown(key, sum(values) / len(values)) if values else ""
+
+
+def _report(run_dir: Path) -> Mapping[str, Any]:
+    try:
+        report: Mapping[str, Any] = json.loads((run_dir / "report.json").read_text())
+    except (OSError, ValueError):
+        raise DataError(f"{run_dir.name} holds no readable report.json; give the folder of a finished run") from None
+    return report
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m simulation.results", description=__doc__)
+    parser.add_argument("--title", default="Results")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
+    arguments = parser.parse_args(argv)
+    try:
+        text = page(arguments.title, arguments.run_dirs)
+    except WardroundError as error:
+        print(f"results: {error}", file=sys.stderr)
+        return error.exit_code
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
