@@ -18,7 +18,7 @@ from rich.table import Table
 
 from client import approvals, folder
 from shared.config import load_campaign
-from shared.errors import ConfigError, WardroundError
+from shared.errors import ConfigError, RefusedError, WardroundError
 from shared.trust import keystore
 
 if TYPE_CHECKING:
@@ -63,8 +63,6 @@ def _ingest(arguments: argparse.Namespace) -> int:
     site = folder.read(arguments.folder)
     campaign = load_campaign(arguments.campaign)
     masks, diagnoses = _labels(arguments)
-    if not arguments.source.is_dir():
-        raise ConfigError(f"no folder {arguments.source.name!r} to ingest; name the folder that holds the DICOM files")
     with _progress() as progress:
         bars: dict[str, TaskID] = {}
 
@@ -103,8 +101,7 @@ def _approve(arguments: argparse.Namespace) -> int:
         if not sys.stdin.isatty():
             raise ConfigError("nobody there to ask; read the table, then give --yes to approve it")
         if input(f"May this run at site {site.name}? Type yes: ").strip() != "yes":
-            _OUT.print("Not approved.")
-            return 3
+            raise RefusedError(f"campaign {campaign.name}: the answer was not yes, so nothing was approved")
     given = approvals.approve(site.approvals, campaign, dt.datetime.now(dt.UTC))
     _OUT.print(f"Approved at site {site.name}: {given.campaign}, digest {given.digest}")
     return 0
@@ -151,7 +148,10 @@ def _check(arguments: argparse.Namespace) -> int:
     for row in rows:
         table.add_row("ok" if row.exit_code == 0 else "NO", row.what, row.answer)
     _OUT.print(table)
-    return next((row.exit_code for row in rows if row.exit_code), 0)
+    missing = [row for row in rows if row.exit_code]
+    if missing:
+        print(f"wardround-site: not ready: {missing[0].what}: {missing[0].answer}", file=sys.stderr)
+    return missing[0].exit_code if missing else 0
 
 
 def _status(arguments: argparse.Namespace) -> int:
@@ -257,7 +257,9 @@ def _progress() -> Progress:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True))
+    console = Console(stderr=True)
+    # Into a file, rich would leave an empty line before the reason of an error.
+    return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ ca.crt             the federation's authority, from the coordinator
 key key.pub        the site's key pair; key (0600) never leaves this folder
 site.secret        keys the pseudonyms of de-identification (0600); lost, the next ingest gives every patient a new one
 store/             de-identified images          approvals/   campaigns that may run here
-state/             training state                flower/ logs/
+flower/            Flower's own state           logs/
 """
 
 from __future__ import annotations
@@ -53,10 +53,6 @@ class SiteFolder:
         return self.folder / "approvals"
 
     @property
-    def state(self) -> Path:
-        return self.folder / "state"
-
-    @property
     def flower(self) -> Path:
         return self.folder / "flower"
 
@@ -72,7 +68,7 @@ def create(folder: Path, name: str, coordinator: str, authority: Path) -> Path:
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"folder {folder.name!r} is not empty; a site is made in a new folder, never over one")
     certificate = _authority(authority)
-    for part in (folder, *(folder / part for part in ("approvals", "state", "flower", "logs"))):
+    for part in (folder, *(folder / part for part in ("approvals", "flower", "logs"))):
         keystore.private_folder(part)
     (folder / "ca.crt").write_bytes(certificate)
     keystore.create_secret(folder / "site.secret")
@@ -93,7 +89,10 @@ def _authority(path: Path) -> bytes:
 
 
 def read(folder: Path) -> SiteFolder:
-    """The site of a folder; raises ConfigError when there is none, RefusedError when a key lies open."""
+    """The site of a folder.
+
+    Raises ConfigError when there is none, DataError when site.json is damaged, RefusedError when a key lies open.
+    """
     try:
         values = json.loads((folder / "site.json").read_text())
     except FileNotFoundError:

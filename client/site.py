@@ -24,10 +24,9 @@ class SiteSetup:
     machine: MachineConfig
     approved: Mapping[str, Path]
     """Digest of each approved campaign -> the site's own copy of its file."""
-    state: Path
 
 
 def load_site(path: Path) -> SiteSetup:
     """Read a site's folder by its `site.json`; raises ConfigError, DataError or RefusedError in one line."""
     site = read(path.parent)
-    return SiteSetup(site.name, site.store, site.machine, approved_files(site.approvals), site.state)
+    return SiteSetup(site.name, site.store, site.machine, approved_files(site.approvals))

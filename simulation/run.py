@@ -89,7 +89,7 @@ def site_setups(
 ) -> tuple[SiteSetup, ...]:
     """One setup per store, by name; each has approved exactly this campaign."""
     approved = {campaign_digest(campaign): run_dir / "campaign.json"}
-    return tuple(SiteSetup(name, stores[name], machine, approved, run_dir / "sites" / name) for name in sorted(stores))
+    return tuple(SiteSetup(name, stores[name], machine, approved) for name in sorted(stores))
 
 
 # ---------------------------------------------------------------------------------------------------------- in process

@@ -32,14 +32,14 @@ class SourceFile:
 def walk(folder: Path, store: Path) -> tuple[SourceFile, ...]:
     """All files below `folder`, by name within each folder, sub-folders after files.
 
-    DataError where there is no folder or no file; ConfigError where the store lies inside the folder or holds it.
+    ConfigError where there is no folder, or the store lies inside it or holds it; DataError where it holds no file.
     """
     try:
         root, target = folder.resolve(strict=True), store.resolve()
     except (OSError, RuntimeError):
-        raise DataError("the folder to ingest does not exist; give the folder that holds the DICOM files") from None
+        raise ConfigError("the folder to ingest does not exist; give the folder that holds the DICOM files") from None
     if not root.is_dir():
-        raise DataError("the source to ingest must be a folder, got a file; give the folder that holds it")
+        raise ConfigError("the source to ingest must be a folder, got a file; give the folder that holds it")
     if target == root or root in target.parents or target in root.parents:
         raise ConfigError("the store and the folder to ingest must lie apart; choose a store outside the folder")
     files = tuple(_walk(root, 0))

@@ -64,13 +64,14 @@ def test_approve_without_a_yes_approves_nothing(
     for answer, code in (("", 3), ("y", 3), ("yes", 0)):
         monkeypatch.setattr("builtins.input", lambda _, answer=answer: answer)
         assert cli.main(["approve", str(site), str(file)]) == code
+        assert ("nothing was approved" in capsys.readouterr().err) == (code == 3)
         assert len(list((site / "approvals").glob("*.approved"))) == (code == 0)
 
 
 def test_reasons_and_exit_codes(site: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fails(capsys, ["status", str(tmp_path)], 2, "wardround-site init")
     fails(capsys, ["approve", str(site), str(tmp_path / "none.json"), "--yes"], 2, "ask the coordinator")
-    fails(capsys, ["ingest", str(site), str(tmp_path / "none"), "--campaign", str(file)], 2, "no folder 'none'")
+    fails(capsys, ["ingest", str(site), str(tmp_path / "none"), "--campaign", str(file)], 2, "does not exist")
     source = ["ingest", str(site), str(tmp_path), "--campaign", str(file)]
     fails(capsys, [*source, "--masks", "organ"], 2, "NAME=VALUE")
     fails(capsys, [*source, "--masks", "organ=one"], 2, "whole number")
@@ -105,7 +106,10 @@ def test_an_unforeseen_error_has_no_traceback(
 
 def test_check_says_what_is_missing_and_costs_the_first_code(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["check", str(site)]) == 4  # keys and authority hold; nobody serves
-    table = " ".join(capsys.readouterr().out.split())
+    printed = capsys.readouterr()
+    assert printed.err.startswith("wardround-site: not ready: coordinator: ")
+    assert printed.err.count("\n") == 1
+    table = " ".join(printed.out.split())
     for words in ("mode 0600", "3649 days", "does not answer", "wardround-site ingest", "nothing is approved"):
         assert words in table
 

@@ -60,6 +60,7 @@ def test_the_executor_can_reach_one_program_and_it_is_ours(site: folder.SiteFold
 def test_our_program_takes_flowers_arguments(site: folder.SiteFolder) -> None:
     """It runs in an empty folder with nothing but its own PATH, as the SuperExec starts it."""
     path = daemon.write_executable(site.flower / "bin")
+    (site.flower / "exec").mkdir()
     environment = {
         "PATH": str(path),
         "WARDROUND_SITE": str(site.folder),
@@ -67,7 +68,11 @@ def test_our_program_takes_flowers_arguments(site: folder.SiteFolder) -> None:
         "FLWR_HOME": "x",
     }
     done = subprocess.run(
-        (str(path / "flwr-clientapp"), "--help"), env=environment, cwd=site.state, capture_output=True, text=True
+        (str(path / "flwr-clientapp"), "--help"),
+        env=environment,
+        cwd=site.flower / "exec",
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     for option in ("--runtime-api-address", "--token", "--root-certificates", "--parent-pid"):

@@ -38,7 +38,7 @@ def setup(campaign: CampaignConfig, machine: MachineConfig, tmp_path: Path) -> S
     save_campaign(campaign, tmp_path / "campaign.json")
     store = write_random_store(tmp_path / "store", campaign.data, patients=6, slices=2, seed=1)
     approved = {campaign_digest(campaign): tmp_path / "campaign.json"}
-    return SiteSetup("north", store, machine, approved, tmp_path / "state")
+    return SiteSetup("north", store, machine, approved)
 
 
 def plan(campaign: CampaignConfig, weights: Arrays, action: str = "train", round: int = 1) -> Plan:

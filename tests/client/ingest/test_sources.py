@@ -50,13 +50,13 @@ def test_a_file_that_became_a_link_or_went_away_is_not_followed(tmp_path: Path) 
 
 def test_a_source_or_store_in_the_wrong_place_is_refused(tmp_path: Path) -> None:
     source = tmp_path / "source"
-    with pytest.raises(DataError, match="does not exist"):
+    with pytest.raises(ConfigError, match="does not exist"):
         walk(source, tmp_path / "store")
     source.mkdir()
     with pytest.raises(DataError, match="holds no file"):
         walk(source, tmp_path / "store")
     (source / "x").write_text("x")
-    with pytest.raises(DataError, match="must be a folder"):
+    with pytest.raises(ConfigError, match="must be a folder"):
         walk(source / "x", tmp_path / "store")
     for store in (source, source / "store", tmp_path):
         with pytest.raises(ConfigError, match="must lie apart"):
