@@ -54,8 +54,8 @@ def _existing_stores(config: SimulationConfig) -> dict[str, Prepared]:
 
 
 def _ingested(config: SimulationConfig, hospital: Path, sites: Path, on_progress: OnProgress) -> Prepared:
-    from client.ingest.deidentify import load_or_create_secret
     from client.ingest.run import ingest
+    from shared.trust import keystore
 
     site, store = hospital.name, sites / hospital.name / "store"
     marker = sites / site / "ingested.json"
@@ -64,12 +64,13 @@ def _ingested(config: SimulationConfig, hospital: Path, sites: Path, on_progress
         return Prepared(store, kept)
     shutil.rmtree(sites / site, ignore_errors=True)
     (sites / site).mkdir(parents=True)
+    keystore.create_secret(sites / site / "secret")
     labels = json.loads((hospital / "site.json").read_text())
     report = ingest(
         hospital,
         store,
         config.campaign.data,
-        secret=load_or_create_secret(sites / site / "secret"),
+        secret=keystore.read_private(sites / site / "secret"),
         mask_codes=labels["mask_codes"],
         diagnosis_codes=labels["diagnosis_codes"],
         on_progress=lambda stage, done, total: on_progress(f"ingest: {stage}", site, done, total),
@@ -80,10 +81,15 @@ def _ingested(config: SimulationConfig, hospital: Path, sites: Path, on_progress
 
 
 def _recipe(config: SimulationConfig, hospital: Path) -> str:
-    """Digest of what a store is made from: the rule, and the hospital as written."""
+    """Digest of what a store is made from: the rule, the hospital as written, and the code that reads it."""
+    import client.ingest
+
+    code = hashlib.sha256()
+    for path in sorted(Path(client.ingest.__path__[0]).glob("*.py")):
+        code.update(path.read_bytes())
     written = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in hospital.rglob("*.*"))
     data: Mapping[str, object] = {**to_dict(config.campaign.data), "root": None, "test": None, "split": None}
-    return hashlib.sha256(json.dumps([data, written], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([data, written, code.hexdigest()], sort_keys=True).encode()).hexdigest()
 
 
 def _kept(marker: Path, recipe: str) -> tuple[tuple[str, str, int], ...] | None:

@@ -13,7 +13,7 @@ recognisable (PS3.15 E.3.2). Say both to the people who approve a campaign.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
@@ -27,7 +27,6 @@ from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag, Tag
 
 from client.ingest.keys import date_shift_days, keyed_id, keyed_uid
-from client.ingest.keys import load_or_create_secret as load_or_create_secret
 from client.ingest.reasons import Quarantined, Reason
 from shared.config import DeidentifyConfig
 from shared.errors import ConfigError
@@ -210,19 +209,16 @@ def _letter(element: DataElement, config: DeidentifyConfig) -> Letter:
 def _value(element: DataElement, letter: Letter, secret: bytes, patient: str) -> object:
     if letter == "K":
         return element.value
-    if letter == "U":
+    if letter == "U" or (letter == "D" and element.VR == "UI"):
         return _each(element.value, lambda uid: keyed_uid(secret, str(uid)) if str(uid) else "")
     if letter == "C":
         return _each(element.value, lambda text: _modified(element.VR, str(text), date_shift_days(secret, patient)))
     if letter == "D":
-        if element.VR == "UI":
-            return _each(element.value, lambda uid: keyed_uid(secret, str(uid)) if str(uid) else "")
         return _DUMMIES.get(element.VR, _DUMMY_TEXT)
     return None
 
 
-def _each(value: object, change: object) -> object:
-    assert callable(change)
+def _each(value: object, change: Callable[[object], str]) -> object:
     if isinstance(value, MultiValue | list):
         return [change(item) for item in value]
     return change(value) if value is not None else None

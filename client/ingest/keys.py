@@ -9,44 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import os
-import secrets
-from pathlib import Path
 
-from shared.errors import ConfigError, DataError, RefusedError
+from shared.errors import ConfigError
 
-SECRET_BYTES = 32
 SHORTEST_SECRET_BYTES = 16
 DATE_SHIFT_DAYS = (30, 3650)
 """Dates move back by a number of days in this range, the same for all dates of a patient."""
-
-
-def load_or_create_secret(path: Path) -> bytes:
-    """The site's secret: 32 random bytes in a file that only its owner may read; made at the first call."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return _load_secret(path)
-    except OSError:
-        raise DataError("the site secret cannot be written; check the folder's permissions") from None
-    secret = secrets.token_bytes(SECRET_BYTES)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(secret)
-        file.flush()
-        os.fsync(file.fileno())
-    return secret
-
-
-def _load_secret(path: Path) -> bytes:
-    try:
-        mode, secret = path.stat().st_mode, path.read_bytes()
-    except OSError:
-        raise DataError("the site secret cannot be read; run as the user that made it") from None
-    if mode & 0o077:
-        raise RefusedError("the site secret is readable by others; run `chmod 600` on it, or make a new site secret")
-    if len(secret) != SECRET_BYTES:
-        raise DataError(f"the site secret must hold {SECRET_BYTES} bytes, got {len(secret)}; restore it from a backup")
-    return secret
 
 
 def check_secret(secret: bytes) -> None:

@@ -124,7 +124,8 @@ def _parse(decoded: str, codes: LabelCodes, secret: bytes) -> Diagnoses | None:
             code = codes.diagnoses.get(_folded(row[diagnosis]))
             if code is None or found.get(key, code) != code:
                 unknown += 1
-                refused.add(key) if code is not None else None
+                if code is not None:
+                    refused.add(key)
             else:
                 found[key] = code
     except csv.Error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,11 +21,10 @@ from client.ingest.keys import (
     date_shift_days,
     keyed_digest,
     keyed_uid,
-    load_or_create_secret,
 )
 from client.ingest.reasons import Quarantined
 from shared.config import DeidentifyConfig
-from shared.errors import ConfigError, DataError, RefusedError
+from shared.errors import ConfigError
 
 BASIC = DeidentifyConfig()
 SECRET = b"k" * 32
@@ -224,28 +222,7 @@ def test_an_unknown_option_is_refused() -> None:
 # ------------------------------------------------------------------------------------------------------------ secret
 
 
-def test_the_secret_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> None:
-    secret = load_or_create_secret(tmp_path / "secret")
-    assert len(secret) == 32
-    assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
-    assert load_or_create_secret(tmp_path / "secret") == secret
-    assert load_or_create_secret(tmp_path / "other") != secret
-
-
-def test_a_secret_that_others_read_or_that_is_cut_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "secret"
-    load_or_create_secret(path)
-    path.chmod(0o640)
-    with pytest.raises(RefusedError, match="chmod 600"):
-        load_or_create_secret(path)
-    path.chmod(0o600)
-    path.write_bytes(b"short")
-    with pytest.raises(DataError, match="32 bytes, got 5"):
-        load_or_create_secret(path)
-    with pytest.raises(DataError, match="cannot be written"):
-        load_or_create_secret(tmp_path / "nowhere" / "secret")
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(DataError, match="cannot be read"):
-        load_or_create_secret(tmp_path / "folder")
+def test_a_secret_that_could_be_guessed_is_refused() -> None:
+    check_secret(b"x" * 16)
     with pytest.raises(ConfigError, match="16 bytes or more"):
         check_secret(b"")

@@ -12,9 +12,9 @@ import numpy as np
 import pydicom
 import pytest
 
-from client.ingest import ingest
 from client.ingest.keys import keyed_id
 from client.ingest.reasons import IngestReport
+from client.ingest.run import ingest
 from client.ingest.series import lookup_key
 from client.ingest.store import Store
 from shared.config import HospitalConfig, SimulationConfig, load
