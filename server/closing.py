@@ -14,7 +14,9 @@ from typing import Any
 
 from server.about import read_about
 from shared.errors import DataError
-from shared.types import Moments
+from shared.metrics import pool
+from shared.types import Metrics
+from shared.wire.messages import read_metrics
 
 _STATES: Mapping[str, str] = {"clean": "clean", "degraded": "degraded", "enhanced": "federated"}
 _NOT_POOLED = ("auc",)
@@ -84,29 +86,22 @@ def labels_of(campaign: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _pooled(metrics: Sequence[Mapping[str, Moments]], state: str, test_site: str) -> dict[str, Any]:
+def _pooled(metrics: Sequence[Metrics], state: str, test_site: str) -> dict[str, Any]:
     """Means over all images of the sites in `metrics`, for the keys of one state of the image, and n."""
     figures: dict[str, Any] = {}
-    keys = sorted({key for site in metrics for key in site if key.startswith(state + ".")})
-    for key in keys:
+    for key, moments in sorted(pool(metrics).items()):
         name = key.removeprefix(state + ".")
-        if name in _NOT_POOLED and test_site == "all":
+        if name == key or not moments.count or (name in _NOT_POOLED and test_site == "all"):
             continue
-        moments = [site[key] for site in metrics if key in site]
-        count = sum(moment.count for moment in moments)
-        if count:
-            figures[name] = sum(moment.total for moment in moments) / count
-            figures["n"] = max(figures.get("n", 0), count)
+        figures[name] = moments.mean
+        figures["n"] = max(figures.get("n", 0), moments.count)
     return figures
 
 
-def _moments(metrics: Mapping[str, Any]) -> dict[str, Moments]:
+def _moments(metrics: Mapping[str, Any]) -> Metrics:
     try:
-        return {
-            key: Moments(int(m["count"]), float(m["total"]), float(m["total_sq"]), tuple(m.get("quantiles", ())))
-            for key, m in metrics.items()
-        }
-    except (KeyError, TypeError, ValueError, AttributeError):
+        return read_metrics(metrics)
+    except DataError:
         raise DataError("rounds.jsonl has an evaluation without count, total and total_sq; restore the file") from None
 
 

@@ -14,6 +14,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared.checkpoint import write_atomically
 from shared.errors import ConfigError, DataError
 from shared.trust import certificates, keystore
 from shared.trust.names import checked_name
@@ -98,7 +99,10 @@ def _issue(coordinator: Coordinator, now: dt.datetime) -> None:
 
 
 def read(folder: Path) -> Coordinator:
-    """The coordinator of a folder; raises ConfigError when there is none, RefusedError when a key lies open."""
+    """The coordinator of a folder.
+
+    Raises ConfigError when there is none, DataError when its file is damaged, RefusedError when a key lies open.
+    """
     try:
         values = json.loads((folder / "coordinator.json").read_text())
         coordinator = Coordinator(folder.resolve(), values["name"], tuple(values["hosts"]), int(values["port"]))
@@ -132,8 +136,5 @@ def admit(coordinator: Coordinator, site: str, public_key: Path) -> str:
             )
         if same_key:
             raise ConfigError(f"this key is admitted already, as site {other!r}; every site makes its own key")
-    path = coordinator.folder / "sites" / f"{site}.pub"
-    partial = path.with_suffix(".tmp")
-    partial.write_text(line + "\n")
-    partial.replace(path)
+    write_atomically(coordinator.folder / "sites" / f"{site}.pub", (line + "\n").encode())
     return keystore.fingerprint(line)

@@ -60,8 +60,8 @@ def join(
 ) -> Members:
     """Ask every new peer for its card and wait: for all at first, later only until the quorum is connected.
 
-    Raises RefusedError or PeerError when fewer than the quorum
-    are there by the deadline.
+    Where fewer than the quorum are there by the deadline, raises DataError or RefusedError if sites were refused (by
+    what they were refused for), else PeerError.
     """
     first = not members.cards
     members = replace(members, refused={})  # an operator may have put it right since

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from shared.checkpoint import write_atomically
 from shared.errors import ConfigError, DataError, PeerError, RefusedError, WardroundError
 
 _ERRORS = {error.exit_code: error for error in (ConfigError, RefusedError, PeerError, DataError)}
@@ -28,9 +29,7 @@ def write_outcome(run_dir: Path, error: WardroundError | None) -> None:
     """Leave word in `run_dir/outcome.json`, whole or not at all."""
     failed = Outcome(False, error.exit_code, str(error)) if error else None
     outcome = failed or Outcome(completed=True, exit_code=0, reason="")
-    partial = run_dir / "outcome.tmp"
-    partial.write_text(json.dumps(asdict(outcome)) + "\n")
-    partial.replace(run_dir / "outcome.json")
+    write_atomically(run_dir / "outcome.json", (json.dumps(asdict(outcome)) + "\n").encode())
 
 
 def read_outcome(run_dir: Path) -> Outcome | None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from server.folder import Coordinator
+from shared.checkpoint import write_atomically
 from shared.errors import DataError, PeerError
 from shared.reach import check_reachable
 from shared.supervise import Program, environment_of, script
@@ -198,7 +199,4 @@ def registered(coordinator: Coordinator) -> dict[str, str]:
 
 
 def _write_registered(coordinator: Coordinator, known: dict[str, str]) -> None:
-    path = coordinator.flower / "sites.json"
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(known, indent=1))
-    partial.replace(path)
+    write_atomically(coordinator.flower / "sites.json", json.dumps(known, indent=1).encode())

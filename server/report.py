@@ -6,7 +6,6 @@ Rebuild one with `python -m server.report RUN_DIR`. What is read from the folder
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from server.findings import read_findings
 from server.page import render
 from server.summary import summary_rows
 from server.wording import METRICS, shown
+from shared.checkpoint import write_atomically
 from shared.errors import WardroundError
 
 TERMINAL = ("psnr_db", "ssim", "dice", "judge_dice", "accuracy", "auc")
@@ -28,8 +28,8 @@ def write_report(run_dir: Path) -> Path:
     """Write report.json and report.html into `run_dir` and return the page's path; DataError on bad input."""
     findings = read_findings(run_dir)
     page = render(findings)
-    _replace(run_dir / "report.json", json.dumps(findings.report, indent=1, allow_nan=False) + "\n")
-    _replace(run_dir / "report.html", page)
+    write_atomically(run_dir / "report.json", (json.dumps(findings.report, indent=1, allow_nan=False) + "\n").encode())
+    write_atomically(run_dir / "report.html", page.encode())
     return run_dir / "report.html"
 
 
@@ -57,13 +57,6 @@ def claims_table(report: Mapping[str, Any]) -> Table:
         holds = "[green]yes[/]" if claim["holds"] else "[red]no[/]"
         table.add_row(claim["claim"], f"{claim['value']:.3f}", f"{claim['target']:.3f}", holds)
     return table
-
-
-def _replace(path: Path, text: str) -> None:
-    """Readers see the old report or the new one, never half."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def insist(run: Run, members: Members, state: FederationState, action: Action, n
         except PeerError as error:
             run.on_event(RoundFailed(number, str(error), attempts - attempt))
             reason = str(error)
-    raise PeerError(f"round {number} failed {attempts} times; last: {reason}")
+    raise PeerError(f"round {number} failed {attempts} times; last: {reason}; bring the sites back, then resume")
 
 
 def admit(run: Run, members: Members, state: FederationState) -> Members:

@@ -1,4 +1,4 @@
-"""Rows in, the figures that people read first out: means over seeds, the site x model matrix, the claims in words."""
+"""Rows in, the figures that people read first out: means over seeds, the site x model matrix."""
 
 from __future__ import annotations
 
