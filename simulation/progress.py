@@ -5,7 +5,6 @@ On a terminal bars move; into a file or a CI log only the lines go. Nothing here
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -25,6 +24,8 @@ from shared.events import (
     SiteReplied,
     SiteStep,
 )
+from shared.metrics import pool
+from shared.wire.messages import read_metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,6 @@ class Display:
             disable=not console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
-        self._round_began = time.monotonic()
         self._rounds, self._sites = 1, 1
 
     def __enter__(self) -> Display:
@@ -94,7 +94,6 @@ class Display:
         self._bars.update(self._tasks[name], completed=done, total=total)
 
     def _started(self, event: RoundStarted) -> None:
-        self._round_began = time.monotonic()
         self._rounds, self._sites = event.rounds, len(event.sites)
         if event.attempt > 1:
             self.line(f"round {event.round}: attempt {event.attempt}")
@@ -110,30 +109,24 @@ class Display:
         )
 
     def _finished(self, event: RoundFinished) -> None:
-        seconds = time.monotonic() - self._round_began  # a simulation's record has the seconds of its virtual clock
-        self.line(round_line(event, seconds))
+        self.line(round_line(event))
 
 
-def round_line(event: RoundFinished, seconds: float) -> str:
+def round_line(event: RoundFinished) -> str:
     """`round 3/8  PSNR 25.31 dB  Dice 0.812  gate open 0.53  3 sites  4.1 s`; evaluation is of the round before."""
     record = event.record
     name = "closing" if event.round > event.rounds else f"round {event.round}/{event.rounds}"
     words = [f"{name:<11}"]
+    evaluation = pool(read_metrics(metrics) for metrics in record.get("evaluation", {}).values())
     for key in ("psnr_db", "dice", "accuracy"):
-        mean = _pooled_mean(record.get("evaluation", {}), f"enhanced.{key}")
-        if mean is not None:
-            words.append(f"{METRICS[key].heading} {shown(key, mean, unit=True)}")
+        pooled = evaluation.get(f"enhanced.{key}")
+        if pooled is not None and pooled.count:
+            words.append(f"{METRICS[key].heading} {shown(key, pooled.mean, unit=True)}")
     gates = [site["gate_open_rate"] for site in record.get("training", {}).values() if "gate_open_rate" in site]
     if gates:
         words.append(f"gate open {sum(gates) / len(gates):.2f}")
     count = len(record.get("participants", ()))
-    return "  ".join([*words, f"{count} site{'' if count == 1 else 's'}", duration_shown(seconds)])
-
-
-def _pooled_mean(evaluation: Mapping[str, Mapping[str, Any]], key: str) -> float | None:
-    found = [site[key] for site in evaluation.values() if key in site]
-    count = sum(moments["count"] for moments in found)
-    return sum(moments["total"] for moments in found) / count if count else None
+    return "  ".join([*words, f"{count} site{'' if count == 1 else 's'}", duration_shown(record["seconds"])])
 
 
 def _replied(display: Display, event: SiteReplied) -> None:

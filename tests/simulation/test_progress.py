@@ -10,11 +10,12 @@ from shared.events import RoundFailed, RoundFinished, RoundStarted, SiteRefused,
 from simulation.progress import Display, ModelStep, round_line
 
 RECORD = {
+    "seconds": 4.12,
     "participants": ["a", "b"],
     "training": {"a": {"gate_open_rate": 0.4}, "b": {"gate_open_rate": 0.6}},
     "evaluation": {
-        "a": {"enhanced.psnr_db": {"count": 1, "total": 20.0}},
-        "b": {"enhanced.psnr_db": {"count": 3, "total": 72.0}},
+        "a": {"enhanced.psnr_db": {"count": 1, "total": 20.0, "total_sq": 400.0}},
+        "b": {"enhanced.psnr_db": {"count": 3, "total": 72.0, "total_sq": 1728.0}},
     },
 }
 
@@ -37,9 +38,10 @@ def show(*, terminal: bool) -> tuple[str, Display]:
 
 
 def test_round_line_pools_over_images_and_averages_gates_over_sites() -> None:
-    line = round_line(RoundFinished(3, 8, RECORD), seconds=4.12)
+    line = round_line(RoundFinished(3, 8, RECORD))
     assert line == "round 3/8    PSNR 23.00 dB  gate open 0.50  2 sites  4.1 s"
-    assert round_line(RoundFinished(9, 8, {"participants": ["a"]}), 0.5).split() == ["closing", "1", "site", "0.5", "s"]
+    closing = RoundFinished(9, 8, {"participants": ["a"], "seconds": 0.5})
+    assert round_line(closing).split() == ["closing", "1", "site", "0.5", "s"]
 
 
 def test_log_without_a_terminal_has_lines_and_no_bars() -> None:
