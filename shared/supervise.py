@@ -186,9 +186,9 @@ def stop_leftovers(folder: Path) -> None:
     left = [entry["pid"] for entry in state["programs"].values() if _alive(entry)]
     for pid in left:
         _kill_group(pid, signal.SIGTERM)
-    _, alive = psutil.wait_procs([psutil.Process(pid) for pid in left if psutil.pid_exists(pid)], timeout=STOP_S)
-    for pid in {process.pid for process in alive} | set(left):
-        _kill_group(pid, signal.SIGKILL)
+    psutil.wait_procs([psutil.Process(pid) for pid in left if psutil.pid_exists(pid)], timeout=STOP_S)
+    for pid in left:
+        _kill_group(pid, signal.SIGKILL)  # also what a leader that ended left behind
 
 
 def _alive(entry: Mapping[str, Any]) -> bool:

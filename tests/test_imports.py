@@ -18,8 +18,8 @@ ALLOWED = {
     "simulation": {"simulation", "client", "server", "shared"},
 }
 ONLY_IN = {
-    "flwr": ("client/app.py", "client/flower_clientapp.py", "server/app.py", "server/bundle.py",
-             "server/flower_serverapp.py", "shared/wire/flower.py", "simulation/run.py", "simulation/bench/"),
+    "flwr": ("client/app.py", "server/app.py", "shared/wire/flower.py", "simulation/run.py", "simulation/bench/"),
+    "monai": ("simulation/bench/",),
     "ray": ("simulation/run.py", "simulation/bench/"),
     "pydicom": ("client/ingest/", "client/enhance", "simulation/hospitals/", "simulation/bench/ingest.py"),
     "highdicom": ("client/ingest/", "client/enhance", "simulation/hospitals/"),

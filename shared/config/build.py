@@ -50,7 +50,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return value
     if origin is tuple:
         return _convert_tuple(arguments, value, where)
-    if origin is Mapping or origin is typing.get_origin(Mapping[str, int]):
+    if origin is Mapping:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{where} must be a group of keys, got {value!r}")
         return {str(key): _convert(arguments[1], item, _join(where, str(key))) for key, item in value.items()}
