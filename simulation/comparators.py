@@ -1,7 +1,7 @@
 """One campaign's data in, the models that a federation is held against out: local per site, pooled, and a judge.
 
 Budget, in images drawn: a local model as many as its site draws in the federation; pooled as many as all sites
-together, in as many steps more, over the same cosine. Both begin with the federation's first weights and keep their
+together, over the same cosine: in as many steps more, or (compare.pooled_batch=all) in batches as much larger. Both begin with the federation's first weights and keep their
 optimiser from round to round, which a federated site cannot: the comparison is not made easy for the federation.
 
 On a CPU the models train side by side, one thread each: at 64 x 64 two models on two cores take half the time of one
@@ -52,7 +52,7 @@ def train_comparators(
     lanes, single = lanes_of(campaign, machine)
     work: list[Callable[[OnStep], Model]] = []
     if config.pooled:  # first, since it takes longest
-        work.append(partial(train_pooled, campaign, together, len(datas), single))
+        work.append(partial(train_pooled, campaign, together, len(datas), config.pooled_batch, single))
     if config.local:
         work += [partial(train_local, campaign, data, single) for data in datas]
     if config.judge:
@@ -106,13 +106,14 @@ def train_local(campaign: CampaignConfig, data: SiteData, machine: MachineConfig
 
 
 def train_pooled(
-    campaign: CampaignConfig, data: SiteData, sites: int, machine: MachineConfig, on_step: OnStep
+    campaign: CampaignConfig, data: SiteData, sites: int, batch: str, machine: MachineConfig, on_step: OnStep
 ) -> Model:
-    """All sites' data in one place, `sites` times the steps of one site."""
-    steps = campaign.training.local_steps * sites
-    return Model(
-        "pooled", "all", *_trained(_alone(campaign), data.train, machine, name="pooled", steps=steps, on_step=on_step)
-    )
+    """All sites' data in one place: `sites` times the steps of one site, or (batch "all") `sites` times its batch."""
+    training = campaign.training
+    steps = training.local_steps * (sites if batch == "site" else 1)
+    size = training.batch_size * (1 if batch == "site" else sites)
+    apart = replace(_alone(campaign), training=replace(training, batch_size=size))
+    return Model("pooled", "all", *_trained(apart, data.train, machine, name="pooled", steps=steps, on_step=on_step))
 
 
 def train_judge(campaign: CampaignConfig, data: SiteData, machine: MachineConfig, on_step: OnStep) -> Model:

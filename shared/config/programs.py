@@ -73,6 +73,9 @@ class CompareConfig:
 
     local: bool = True
     pooled: bool = True
+    pooled_batch: Literal["site", "all"] = "site"
+    """Pooled sees the images of all sites either in `sites` times the steps at a site's batch size (`site`, the harder
+    rival), or in a site's number of steps at the batch size of all sites together (`all`)."""
     judge: bool = False
     """Train an independent recogniser on clean images and report `judge_dice`."""
     gain_db: float = 4.0
