@@ -47,7 +47,6 @@ def serve(
     run_dir: Path,
     *,
     allowed: frozenset[str] | None = None,
-    keep: int = 0,
     on_event: Callable[[Event], None] = ignore,
     clock: Clock | None = None,
 ) -> CampaignResult:
@@ -64,7 +63,16 @@ def serve(
         write_about(run_dir, campaign)
         ttl_s = max(campaign.rounds.round_deadline_s, campaign.rounds.join_deadline_s) + MARGIN_S
         link = GridLink(grid, ttl_s=ttl_s, poll_s=clock.poll_s, sleep=clock.sleep)
-        run = Run(campaign, link, run_dir, allowed, keep, noted, clock.now, clock.start_up_s, clock.in_turns)
+        run = Run(
+            campaign,
+            link,
+            run_dir,
+            allowed=allowed,
+            on_event=noted,
+            now=clock.now,
+            start_up_s=clock.start_up_s,
+            in_turns=clock.in_turns,
+        )
         result = run_campaign(run, lambda: initial_weights(campaign))
     except WardroundError as error:
         write_outcome(run_dir, error)
@@ -94,10 +102,9 @@ def main(grid: Grid, context: Context) -> None:
     if not run_dir:
         raise ConfigError("the run has no run-dir; start it with: wardround-coordinator run")
     sites = frozenset(name for name in str(context.run_config.get("sites", "")).split(",") if name)
-    keep = int(context.run_config.get("keep-checkpoints", 0))
     folder = Path(run_dir)
     with alone(folder):
-        serve(grid, folder, allowed=sites or None, keep=keep, on_event=partial(append_event, folder))
+        serve(grid, folder, allowed=sites or None, on_event=partial(append_event, folder))
 
 
 @contextmanager

@@ -115,7 +115,10 @@ def stop_run(coordinator: Coordinator, run_id: str) -> None:
 def sites_known(coordinator: Coordinator) -> dict[str, str]:
     """Node id -> online, offline or registered, for every key that the SuperLink knows."""
     answer = _flwr(coordinator, "supernode", "list", LINK, "--format", "json")
-    return {str(node["node-id"]): str(node["status"]) for node in answer.get("nodes", [])}
+    try:
+        return {str(node["node-id"]): str(node["status"]) for node in answer.get("nodes", [])}
+    except (KeyError, TypeError, AttributeError):
+        raise PeerError("the SuperLink listed its sites in an unknown form; see logs/superlink.log") from None
 
 
 def register_site(coordinator: Coordinator, site: str, public_key: Path) -> str:

@@ -51,8 +51,6 @@ class Run:
     run_dir: Path
     allowed: frozenset[str] | None = None
     """Names of the sites that plans go to; None: whoever shows the right digests."""
-    keep: int = 0
-    """Checkpoints kept; 0: all."""
     on_event: Callable[[Event], None] = ignore
     now: Callable[[], float] = time.monotonic
     start_up_s: float = 0.0
@@ -79,7 +77,7 @@ def run_campaign(run: Run, initial: Callable[[], Arrays]) -> CampaignResult:
     while state.round < rounds:
         members, replies = insist(run, members, state, "train", state.round + 1)
         state, record = finish(run.campaign, state, replies)
-        save_round(run.run_dir / CHECKPOINTS, state, record, keep=run.keep)
+        save_round(run.run_dir / CHECKPOINTS, state, record)
         records = publish(run, records, record)
     if not records or records[-1]["round"] <= rounds:
         _, replies = insist(run, members, state, "evaluate", rounds + 1)

@@ -54,8 +54,8 @@ class Checkpoint:
     record: Mapping[str, Any]
 
 
-def save_round(folder: Path, state: FederationState, record: Mapping[str, Any], *, keep: int = 0) -> Path:
-    """Write `folder/round_NNNNN` in one step; with `keep` above 0, drop all but the last `keep` rounds afterwards."""
+def save_round(folder: Path, state: FederationState, record: Mapping[str, Any]) -> Path:
+    """Write `folder/round_NNNNN` in one step."""
     target = folder / _name(state.round)
     partial = folder / f".partial-{target.name}"
     shutil.rmtree(partial, ignore_errors=True)
@@ -81,9 +81,6 @@ def save_round(folder: Path, state: FederationState, record: Mapping[str, Any], 
         shutil.rmtree(target)
     os.replace(partial, target)
     _sync(folder)
-    if keep > 0:
-        for number in rounds_saved(folder)[:-keep]:
-            shutil.rmtree(folder / _name(number))
     return target
 
 

@@ -25,7 +25,7 @@ from rich.console import Console
 from server.report import claims_table, summary_table, write_report
 from shared.checkpoint import write_atomically
 from shared.config import SimulationConfig, to_dict
-from shared.errors import DataError
+from shared.errors import ConfigError, DataError
 from simulation.compare import Comparison, compare, write_record
 from simulation.pictures import write_pictures
 from simulation.prepare import Prepared, prepare
@@ -41,7 +41,10 @@ def simulate(config: SimulationConfig, console: Console) -> Path:
     Raises ConfigError, DataError, PeerError: see shared/errors.py.
     """
     run_dir = Path(config.run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError, PermissionError):
+        raise ConfigError("run_dir is a file, lies in one, or may not be written; choose another folder") from None
     cells = [_cell(config, seed, run_dir / f"seed-{seed}", console) for seed in config.seeds]
     timings: dict[str, float] = {}
     for cell in cells:

@@ -1,8 +1,9 @@
 """One campaign's data in, the models that a federation is held against out: local per site, pooled, and a judge.
 
 Budget, in images drawn: a local model as many as its site draws in the federation; pooled as many as all sites
-together, over the same cosine: in as many steps more, or (compare.pooled_batch=all) in batches as much larger. Both begin with the federation's first weights and keep their
-optimiser from round to round, which a federated site cannot: the comparison is not made easy for the federation.
+together, over the same cosine: in as many steps more, or (compare.pooled_batch=all) in batches as much larger. Both
+begin with the federation's first weights and keep their optimiser from round to round, which a federated site cannot:
+the comparison is not made easy for the federation.
 
 On a CPU the models train side by side, one thread each: at 64 x 64 two models on two cores take half the time of one
 after the other, where two threads on one model gain little. Every draw comes from a generator of its own, so the

@@ -88,7 +88,7 @@ def _recipe(config: SimulationConfig, hospital: Path) -> str:
     for path in sorted(Path(client.ingest.__path__[0]).glob("*.py")):
         code.update(path.read_bytes())
     written = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in hospital.rglob("*.*"))
-    data: Mapping[str, object] = {**to_dict(config.campaign.data), "root": None, "test": None, "split": None}
+    data: Mapping[str, object] = {**to_dict(config.campaign.data), "root": None, "split": None}
     return hashlib.sha256(json.dumps([data, written, code.hexdigest()], sort_keys=True).encode()).hexdigest()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.errors import ConfigError
 from simulation.cli import main
 
 TINY = (
@@ -121,10 +122,10 @@ def test_a_corrupt_checkpoint(finished: Path, tmp_path: Path, capsys: pytest.Cap
 
 def test_a_run_folder_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "taken").write_text("")
-    refused(capsys, 1, "FileExistsError", *TINY, f"run_dir={tmp_path / 'taken'}")
+    refused(capsys, 2, "choose another", *TINY, f"run_dir={tmp_path / 'taken'}")
 
 
 def test_debug_shows_where(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
-    with pytest.raises(FileExistsError):
+    with pytest.raises(ConfigError, match="choose another"):
         main([*TINY, f"run_dir={tmp_path / 'taken'}", "--debug"])

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
 from shared.errors import ConfigError
+
+DEIDENTIFY_OPTIONS = ("retain_longitudinal_modified_dates", "retain_patient_characteristics", "retain_device_identity")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
+
+
+def require(holds: bool, rule: str, got: object) -> None:
+    """Refuse a value with the rule that it breaks."""
+    if not holds:
+        raise ConfigError(f"{rule}; got {got!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +42,12 @@ class DeidentifyConfig:
 
     profile: Literal["basic"] = "basic"
     options: tuple[str, ...] = ()
-    """Any of retain_longitudinal_modified_dates, retain_patient_characteristics, retain_device_identity."""
+    """Any of DEIDENTIFY_OPTIONS."""
+
+    def __post_init__(self) -> None:
+        known = ", ".join(DEIDENTIFY_OPTIONS)
+        for option in self.options:
+            require(option in DEIDENTIFY_OPTIONS, f"data.ingest.deidentify.options may hold {known}", option)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,11 +79,10 @@ class SplitConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:
-    """What the campaign learns from and about. `root` and `test` are places, not agreements: outside the digest."""
+    """What the campaign learns from and about. `root` is a place, not an agreement: outside the digest."""
 
     kind: Literal["mni", "phantom", "hippocampus", "pneumonia", "totalseg", "store"]
     root: str | None = None
-    test: str | None = None
     ingest: IngestConfig
     masks: tuple[str, ...] = ()
     """Names of the foreground classes; the campaign's code of a class is its place in this list, counted from 1."""
@@ -113,10 +127,12 @@ class DegradeConfig:
             low, high = getattr(self, name)
             if not 0 <= low <= high:
                 raise ConfigError(f"degrade.{name} must be a range with 0 <= low <= high, got [{low}, {high}]")
-        if self.dose[1] > 1 or self.dose[0] <= 0:
-            raise ConfigError(f"degrade.dose must lie in (0, 1], got {list(self.dose)}")
-        if self.factor < 2:
-            raise ConfigError(f"degrade.factor must be 2 or more, got {self.factor}")
+        require(self.dose[0] > 0 and self.dose[1] <= 1, "degrade.dose must lie in (0, 1]", list(self.dose))
+        require(self.factor >= 2, "degrade.factor must be 2 or more", self.factor)
+        require(self.peak[0] > 0, "degrade.peak must be above 0", list(self.peak))
+        require(self.acceleration[0] >= 1, "degrade.acceleration must be 1 or more", list(self.acceleration))
+        require(0 < self.centre_fraction <= 1, "degrade.centre_fraction must lie in (0, 1]", self.centre_fraction)
+        require(self.photons > 0, "degrade.photons must be above 0", self.photons)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,6 +143,10 @@ class EnhancerConfig:
     depth: int = 3
     """unet: levels; srresnet: residual blocks; cnn3 ignores it."""
 
+    def __post_init__(self) -> None:
+        require(self.channels >= 1, "enhance.channels must be 1 or more", self.channels)
+        require(self.depth >= 1, "enhance.depth must be 1 or more", self.depth)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecogniserConfig:
@@ -134,6 +154,11 @@ class RecogniserConfig:
     channels: int = 16
     depth: int = 4
     dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(self.channels >= 1, "recognise.channels must be 1 or more", self.channels)
+        require(self.depth >= 1, "recognise.depth must be 1 or more", self.depth)
+        require(0 <= self.dropout < 1, "recognise.dropout must lie in [0, 1)", self.dropout)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,8 +181,8 @@ class ObjectiveConfig:
             raise ConfigError(f"objective.warmup must lie in [0, 1), got {self.warmup}")
         if self.kind == "frozen" and self.warmup == 0:
             raise ConfigError("objective=frozen freezes the recogniser after its warm-up: set objective.warmup above 0")
-        if self.task_weight < 0:
-            raise ConfigError(f"objective.task_weight must not be negative, got {self.task_weight}")
+        for name in ("task_weight", "mask_weight", "diagnosis_weight"):
+            require(getattr(self, name) >= 0, f"objective.{name} must not be negative", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,6 +205,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if min(self.batch_size, self.local_steps) < 1 or self.learning_rate <= 0:
             raise ConfigError("training: batch_size, local_steps and learning_rate must be positive")
+        require(self.clip_norm is None or self.clip_norm > 0, "training.clip_norm must be above 0", self.clip_norm)
+        require(self.weight_decay >= 0, "training.weight_decay must not be negative", self.weight_decay)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,6 +225,10 @@ class StrategyConfig:
             raise ConfigError("strategy=fedprox needs strategy.proximal_mu above 0; without it choose strategy=fedavg")
         if self.kind != "fedprox" and self.proximal_mu:
             raise ConfigError(f"strategy.proximal_mu belongs to strategy=fedprox, got strategy={self.kind}")
+        for name in ("server_learning_rate", "tau"):
+            require(getattr(self, name) > 0, f"strategy.{name} must be above 0", getattr(self, name))
+        for name in ("beta1", "beta2"):
+            require(0 <= getattr(self, name) < 1, f"strategy.{name} must lie in [0, 1)", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -215,6 +246,9 @@ class RoundsConfig:
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.quorum < 1 or self.retries < 0:
             raise ConfigError("rounds.rounds and rounds.quorum must be 1 or more, rounds.retries 0 or more")
+        for name in ("join_deadline_s", "round_deadline_s"):
+            require(getattr(self, name) > 0, f"round.{name} must be above 0", getattr(self, name))
+        require(self.grace_s >= 0, "round.grace_s must not be negative", self.grace_s)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -233,6 +267,8 @@ class CampaignConfig:
     rounds: RoundsConfig
 
     def __post_init__(self) -> None:
+        rule = "name must be 1 to 40 letters, digits, '-' or '_', starting with a letter or digit"
+        require(bool(_NAME.fullmatch(self.name)), rule, self.name)
         if self.recognise.kind == "cnn" and self.data.masks:
             raise ConfigError("recognise=cnn has no decoder and cannot segment; choose recognise=unet for data.masks")
         for network, depth in (("enhance", self.enhance.depth), ("recognise", self.recognise.depth)):
@@ -244,3 +280,5 @@ class CampaignConfig:
                 )
         if self.degrade.kind == "low_dose" and "CT" not in self.data.ingest.modalities:
             raise ConfigError("degrade=low_dose simulates CT photons; choose a data kind whose modality is CT")
+        if self.degrade.kind == "low_dose" and self.data.ingest.intensity.rule != "window":
+            raise ConfigError("degrade=low_dose needs data.ingest.intensity.rule=window: photons are counted from HU")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from shared.config.campaign import CampaignConfig
+from shared.config.campaign import CampaignConfig, require
 from shared.errors import ConfigError
 
 
@@ -22,6 +22,9 @@ class MachineConfig:
     channels_last: bool = True
     """Memory order of images and weights: a fifth faster on CPUs and on tensor cores."""
     compile: bool = False
+
+    def __post_init__(self) -> None:
+        require(self.threads >= 1, "machine.threads must be 1 or more", self.threads)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -77,16 +77,14 @@ def test_a_failure_of_ours_leaves_its_class_and_no_text(
     assert outcome.exit_code == 1
 
 
-def test_main_takes_folder_sites_and_number_of_checkpoints_from_the_run(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_main_takes_folder_and_sites_from_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seen = {}
     monkeypatch.chdir(tmp_path)  # the run's folder is named relative to the coordinator's
     (tmp_path / "runs" / "demo").mkdir(parents=True)
     monkeypatch.setattr(server.app, "serve", lambda grid, run_dir, **more: seen.update(run_dir=run_dir, **more))
-    values = {"run-dir": "runs/demo", "sites": "north,valley", "keep-checkpoints": 3}
+    values = {"run-dir": "runs/demo", "sites": "north,valley"}
     server.app.main(NobodyThere(), Context(1, 1, {}, RecordDict(), values))
-    assert (seen["run_dir"], seen["allowed"], seen["keep"]) == (Path("runs/demo"), {"north", "valley"}, 3)
+    assert (seen["run_dir"], seen["allowed"]) == (Path("runs/demo"), {"north", "valley"})
     with pytest.raises(ConfigError, match="start it with: wardround-coordinator run"):
         server.app.main(NobodyThere(), Context(1, 1, {}, RecordDict(), {"run-dir": ""}))
 

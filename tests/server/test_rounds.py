@@ -541,8 +541,3 @@ def test_another_campaigns_folder_is_refused(campaign: CampaignConfig, link: Scr
     run(campaign, link, tmp_path)
     with pytest.raises(RefusedError, match="choose another run_dir"):
         run(replace(campaign, seed=1), link, tmp_path)
-
-
-def test_old_checkpoints_go_when_asked(campaign: CampaignConfig, link: ScriptedLink, tmp_path: Path) -> None:
-    run(replace(campaign, rounds=replace(campaign.rounds, rounds=5)), link, tmp_path, keep=2)
-    assert rounds_saved(tmp_path / CHECKPOINTS) == [4, 5]

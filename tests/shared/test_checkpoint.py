@@ -53,12 +53,6 @@ def test_the_last_round_counts_by_number(tmp_path: Path) -> None:
     assert loaded.state.round == 10
 
 
-def test_only_the_last_rounds_are_kept_when_asked(tmp_path: Path) -> None:
-    for number in (1, 2, 3, 4):
-        save_round(tmp_path, state(number), {}, keep=2)
-    assert rounds_saved(tmp_path) == [3, 4]
-
-
 def test_a_save_killed_before_the_rename_leaves_the_round_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

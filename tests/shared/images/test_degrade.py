@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -156,13 +157,14 @@ def test_pairs_draw_nothing(campaign: CampaignConfig) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "reason"),
+    ("values", "reason"),
     [
-        (DegradeConfig(kind="poisson", peak=(0, 10)), "degrade.peak must be above 0"),
-        (DegradeConfig(kind="kspace", acceleration=(0.5, 2)), "acceleration from 1"),
-        (DegradeConfig(kind="kspace", centre_fraction=0), "centre_fraction"),
+        ({"peak": (0, 10)}, "degrade.peak must be above 0"),
+        ({"acceleration": (0.5, 2)}, "degrade.acceleration must be 1 or more"),
+        ({"centre_fraction": 0}, "degrade.centre_fraction must lie in"),
+        ({"dose": (0.5, 1.5)}, "degrade.dose must lie in"),
     ],
 )
-def test_values_that_degrade_nothing_are_refused(config: DegradeConfig, reason: str) -> None:
+def test_values_that_degrade_nothing_are_refused(values: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason):
-        draw(config, generator(0))
+        DegradeConfig(kind="gaussian", **values)

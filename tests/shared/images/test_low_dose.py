@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from shared.config import CampaignConfig, IngestConfig, IntensityConfig
+from shared.config import CampaignConfig, DegradeConfig, IngestConfig, IntensityConfig
 from shared.errors import ConfigError
 from shared.images.low_dose import (
     MU_WATER_PER_MM,
@@ -116,5 +116,6 @@ def test_the_scale_comes_from_the_campaign(campaign: CampaignConfig) -> None:
     assert ct_scale(data) == CTScale(-160, 240, 1.5)
     assert ct_scale(campaign.data).pixel_mm == pytest.approx(350 / 32)
     unitless = IngestConfig(modalities=("CT",), intensity=IntensityConfig(rule="percentile", low=1, high=99))
+    low_dose = DegradeConfig(kind="low_dose")
     with pytest.raises(ConfigError, match="rule=window"):
-        ct_scale(replace(campaign.data, ingest=unitless))
+        replace(campaign, data=replace(campaign.data, ingest=unitless), degrade=low_dose)
