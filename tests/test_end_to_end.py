@@ -129,3 +129,38 @@ def test_debug_shows_where(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(ConfigError, match="choose another"):
         main([*TINY, f"run_dir={tmp_path / 'taken'}", "--debug"])
+
+
+def test_sites_with_another_architecture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What a site of another version would compute; the coordinator has its own copy of the function.
+    monkeypatch.setattr("shared.weights.architecture_digest", lambda arrays: "0" * 64)
+    refused(capsys, 3, "architecture", *TINY, f"run_dir={tmp_path}")
+
+
+def test_fresh_runs_again(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    assert main([*TINY, "fresh=true", f"run_dir={folder}"]) == 0
+    assert "kept from" not in capsys.readouterr().out
+    weights = "seed-0/federation/checkpoints/round_00002/weights.safetensors"
+    assert (folder / weights).read_bytes() == (finished / weights).read_bytes()
+
+
+def test_a_damaged_kept_result(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    (folder / "seed-0" / "result.json").write_text("{")
+    refused(capsys, 5, "fresh=true", *TINY, f"run_dir={folder}")
+
+
+def test_other_code_starts_the_cell_over(finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from shared.config import SimulationConfig, load
+    from simulation import campaigns
+
+    config = load("simulation", [*TINY, f"run_dir={finished}"], SimulationConfig)
+    key = campaigns.cell_key(config, 0)
+    assert key != campaigns.cell_key(config, 1)
+    (tmp_path / "client").mkdir()
+    (tmp_path / "client" / "changed.py").write_text("x = 1\n")
+    monkeypatch.setattr(campaigns, "ROOT", tmp_path)
+    assert campaigns.cell_key(config, 0) != key
