@@ -59,18 +59,19 @@ def _ingested(config: SimulationConfig, hospital: Path, sites: Path, on_progress
 
     site, store = hospital.name, sites / hospital.name / "store"
     marker = sites / site / "ingested.json"
-    recipe = _recipe(config, hospital)
+    secret = _secret(config.campaign.seed, site)
+    recipe = _recipe(config, hospital, secret)
     if kept := _kept(marker, recipe):
         return Prepared(store, kept)
     shutil.rmtree(sites / site, ignore_errors=True)
     (sites / site).mkdir(parents=True)
-    keystore.create_secret(sites / site / "secret")
+    keystore.write_private(sites / site / "secret", secret)
     labels = json.loads((hospital / "site.json").read_text())
     report = ingest(
         hospital,
         store,
         config.campaign.data,
-        secret=keystore.read_private(sites / site / "secret"),
+        secret=secret,
         mask_codes=labels["mask_codes"],
         diagnosis_codes=labels["diagnosis_codes"],
         on_progress=lambda stage, done, total: on_progress(f"ingest: {stage}", site, done, total),
@@ -80,8 +81,14 @@ def _ingested(config: SimulationConfig, hospital: Path, sites: Path, on_progress
     return Prepared(store, table)
 
 
-def _recipe(config: SimulationConfig, hospital: Path) -> str:
-    """Digest of what a store is made from: the rule, the hospital as written, and the code that reads it."""
+def _secret(seed: int, site: str) -> bytes:
+    """A simulated site's secret follows from the seed, unlike a real one's: pseudonyms decide the splits and the order
+    of slices, so a random one would give every run folder other weights for the same seed."""
+    return hashlib.sha256(f"secret of the simulated site\x1f{seed}\x1f{site}".encode()).digest()
+
+
+def _recipe(config: SimulationConfig, hospital: Path, secret: bytes) -> str:
+    """Digest of what a store is made from: the rule, the secret, the hospital as written, the code that reads it."""
     import client.ingest
 
     code = hashlib.sha256()
@@ -89,7 +96,8 @@ def _recipe(config: SimulationConfig, hospital: Path) -> str:
         code.update(path.read_bytes())
     written = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in hospital.rglob("*.*"))
     data: Mapping[str, object] = {**to_dict(config.campaign.data), "root": None, "split": None}
-    return hashlib.sha256(json.dumps([data, written, code.hexdigest()], sort_keys=True).encode()).hexdigest()
+    parts = [data, written, code.hexdigest(), hashlib.sha256(secret).hexdigest()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _kept(marker: Path, recipe: str) -> tuple[tuple[str, str, int], ...] | None:

@@ -40,3 +40,14 @@ def test_a_store_is_kept_until_the_rule_or_the_code_of_ingest_changes(
     (changed / "intensity.py").write_text((changed / "intensity.py").read_text() + "\n# another rule\n")
     monkeypatch.setattr(client.ingest, "__path__", [str(changed)])
     assert ingested_at(other, tmp_path / "run") != second
+
+
+def test_the_same_seed_makes_the_same_store_in_any_folder(tmp_path: Path) -> None:
+    config = load("simulation", TINY, SimulationConfig)
+
+    def stored(folder: Path, seed: int) -> bytes:
+        (site,) = prepare(config, seed, folder, lambda stage, name, done, total: None).values()
+        return (site.store / "index.json").read_bytes()
+
+    assert stored(tmp_path / "a", 0) == stored(tmp_path / "b", 0)
+    assert stored(tmp_path / "a", 0) != stored(tmp_path / "c", 1)
