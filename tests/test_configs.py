@@ -86,6 +86,10 @@ def test_the_command_line_beats_the_experiment() -> None:
         ("data.ingest.deidentify.options=[retain_everything]", "may hold"),
         ("name=a/b", "letters, digits"),
         ("objective.mask_weight=-1", "not be negative"),
+        ("training.learning_rate=nan", "learning_rate must be a finite number"),
+        ("training.weight_decay=inf", "finite"),
+        ("degrade.sigma=[0,inf]", "sigma[1] must be a finite number"),
+        (f"training.learning_rate={10**400}", "finite"),
         ("nonsense", "KEY=VALUE"),
         ("=3", "KEY=VALUE"),
     ],
@@ -95,6 +99,11 @@ def test_a_wrong_override_is_refused_in_one_line(override: str, reason: str) -> 
         load("simulation", [override], SimulationConfig)
     assert reason in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_override_that_cannot_be_read_is_shown_behind_many_others() -> None:
+    with pytest.raises(ConfigError, match="name=ü"):
+        load("simulation", [*["experiment=phantom"] * 20, "name=ü"], SimulationConfig)
 
 
 def test_unknown_missing_and_mistyped_keys_are_named() -> None:

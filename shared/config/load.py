@@ -29,7 +29,7 @@ def load(program: str, overrides: Sequence[str], schema: type[Config]) -> Config
             composed = compose(program, overrides=list(overrides))
         values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(_reason(str(error), program, overrides)) from None
+        raise ConfigError(_reason(str(error), program)) from None
     assert isinstance(values, dict)
     if schema is SimulationConfig:
         values = _simulation_values(values)
@@ -49,7 +49,7 @@ def _simulation_values(values: dict[Any, Any]) -> dict[Any, Any]:
     return {**rest, "experiment": values["name"], "seeds": seeds, "campaign": {**values["campaign"], "seed": seeds[0]}}
 
 
-def _reason(message: str, program: str, overrides: Sequence[str]) -> str:
+def _reason(message: str, program: str) -> str:
     """Hydra's several lines as one sentence with the way out."""
     first = next((line.strip() for line in message.splitlines() if line.strip()), "not understood")
     if choice := re.search(r"Could not find '(\w+)/([^']*)'", message):
@@ -62,7 +62,7 @@ def _reason(message: str, program: str, overrides: Sequence[str]) -> str:
         return f"unknown key {name!r}; {hint}"
     if "budgets." in message:
         return "budget must be one of quick, full"
-    return f"could not read the overrides {' '.join(overrides)!r} (write KEY=VALUE): {first}"[:300]
+    return f"could not read the overrides (write KEY=VALUE, odd characters in quotes): {first}"[:300]
 
 
 def _choices(group: str) -> list[str]:
