@@ -103,7 +103,11 @@ def other_keys() -> list[bytes]:
     return [key.public_bytes(serialization.Encoding.OpenSSH, form) for key in (p256, edwards)]
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"ecdsa-sha2-nistp384 AAAA", b"\xff" * 9000, *other_keys()])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"hello", b"ecdsa-sha2-nistp384 AAAA", b"\xff" * 9000, *other_keys()],
+    ids=["empty", "word", "short", "long", "p256", "ed25519"],  # fresh keys in the ids would differ between workers
+)
 def test_what_is_no_p384_public_key_is_bad_data(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "odd.pub").write_bytes(content)
     with pytest.raises(DataError, match="expected one line"):
