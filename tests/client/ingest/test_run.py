@@ -257,12 +257,6 @@ def test_maps_and_secrets_that_cannot_be_kept_are_refused(
     assert not places[1].exists()
 
 
-def test_unknown_deidentification_option_is_refused(hospital: Any, data: DataConfig, places: tuple[Path, Path]) -> None:
-    options = replace(data.ingest.deidentify, options=("retain_everything",))
-    with pytest.raises(ConfigError, match="unknown 'retain_everything'"):
-        run(*places, replace(data, ingest=replace(data.ingest, deidentify=options)), hospital)
-
-
 def test_progress_counts_to_the_end_of_each_stage(hospital: Any, data: DataConfig, places: tuple[Path, Path]) -> None:
     hospital.write_series(places[0], 2)
     seen: list[tuple[str, int, int]] = []
