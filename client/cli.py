@@ -134,7 +134,7 @@ def _run(arguments: argparse.Namespace) -> int:
     site = folder.read(arguments.folder)
     given = approvals.approvals(site.approvals)
     _OUT.print(
-        f"Site {site.name} runs; coordinator {site.coordinator}; {len(given)} campaigns approved. Ctrl-C stops it."
+        f"Site {site.name} runs; coordinator {site.coordinator}; campaigns approved: {len(given)}. Ctrl-C stops it."
     )
     supervise(lambda: programs(site, dt.datetime.now(dt.UTC)), site.folder)
     return 0
@@ -162,8 +162,13 @@ def _status(arguments: argparse.Namespace) -> int:
         print(json.dumps(state, indent=1))
         return 0
     table = _two_columns(f"Site {state['site']}")
-    for key, value in state.items():
-        table.add_row(key, json.dumps(value) if isinstance(value, dict | list) else str(value))
+    table.add_row("coordinator", state["coordinator"])
+    table.add_row("running", "yes" if state["running"] else "no; start it with: wardround-site run")
+    for name, process in state["processes"].items():
+        last = "" if process["last_exit"] is None else f", last exit {process['last_exit']}"
+        table.add_row(name, f"{'runs' if process['alive'] else 'stopped'}, starts: {process['starts']}{last}")
+    for digest, campaign in state["approved"].items():
+        table.add_row("approved", f"{campaign} ({digest})")
     _OUT.print(table)
     return 0
 
@@ -223,7 +228,7 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--ca", required=True, type=Path, metavar="CA.CRT", help="the federation's certificate")
 
     ingest = _command(commands, "ingest", _ingest, "de-identify a folder of DICOM files into this site's store")
-    ingest.add_argument("source", type=Path)
+    ingest.add_argument("source", type=Path, metavar="SOURCE", help="the folder with the DICOM files")
     ingest.add_argument("--campaign", required=True, type=Path, help="whose rule the store follows")
     ingest.add_argument("--masks", nargs="*", default=[], metavar="NAME=CODE", help="this site's segment numbers")
     ingest.add_argument("--diagnoses", nargs="*", default=[], metavar="WORD=NAME", help="this site's words")
@@ -235,7 +240,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _json_option(_command(commands, "approvals", _approvals, "what may run here"))
     revoke = _command(commands, "revoke-approval", _revoke, "withdraw an approval")
-    revoke.add_argument("digest")
+    revoke.add_argument("digest", metavar="DIGEST", help="as `approvals` shows it")
     _command(commands, "run", _run, "serve this site in the foreground (outbound connections only)")
     _command(commands, "check", _check, "keys, certificate, coordinator, store, approvals")
     _json_option(_command(commands, "status", _status, "processes and approvals"))

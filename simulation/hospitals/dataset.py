@@ -19,13 +19,19 @@ from shared.errors import ConfigError, DataError
 from shared.seeding import numpy_generator
 from simulation.hospitals.volume import Geometry, Stored, Vector
 
+LAYOUTS = {
+    "hippocampus": "labels.csv (id, image, mask, protocol), images/*.nii.gz and masks/*.nii.gz (1, 2)",
+    "pneumonia": "labels.csv (split, index, label_name) and one .npz with SPLIT_images (N, 28, 28)",
+    "totalseg": "labels.csv (id), ct_dicom/*.dcm and nifti/example_{seg_dicom,ct_sm,seg}.nii.gz",
+}
+
 
 def root_of(config: SimulationConfig) -> Path:
     """data.root as a folder with a labels.csv; ConfigError says how to give it."""
     data = config.campaign.data
     if data.root is None or not (Path(data.root) / "labels.csv").is_file():
         raise ConfigError(
-            f"data={data.kind} reads a data set from disk: set data.root to the folder that holds its labels.csv"
+            f"data={data.kind} reads a data set from disk: set data.root to the folder that holds {LAYOUTS[data.kind]}"
         )
     return Path(data.root)
 

@@ -118,6 +118,8 @@ def test_status_of_a_site_that_does_not_run(site: Path, capsys: pytest.CaptureFi
     assert cli.main(["status", str(site), "--json"]) == 0
     state = json.loads(capsys.readouterr().out)
     assert (state["site"], state["running"], state["processes"], state["approved"]) == ("north", False, {}, {})
+    assert cli.main(["status", str(site)]) == 0
+    assert "no; start it with: wardround-site run" in capsys.readouterr().out
 
 
 def test_labels_from_a_file_give_way_to_arguments(tmp_path: Path) -> None:
