@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import sysconfig
 import threading
 import time
@@ -120,6 +121,10 @@ def _keep(one: _Running, folder: Path) -> None:
         one.next_start = now + BACK_OFF_S[min(one.failures, len(BACK_OFF_S)) - 1]
         _kill_group(one.process.pid, signal.SIGKILL)  # children of a dead program work for nobody
         one.process = None
+        wait = f"started again in {one.next_start - now:g} s"
+        print(
+            f"{one.program.name} ended with {one.last_exit}; {wait}; see logs/{one.program.name}.log", file=sys.stderr
+        )
     if one.process is None and now >= one.next_start:
         one.process, one.started, one.starts = _start(one.program, folder), now, one.starts + 1
 
