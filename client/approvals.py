@@ -48,19 +48,30 @@ def approve(folder: Path, campaign: CampaignConfig, now: dt.datetime) -> Approva
 
 
 def revoke(folder: Path, digest: str) -> Approval:
-    """Withdraw an approval; a prefix of eight characters or more names it. Takes effect at the next message."""
-    matches = [approval for approval in approvals(folder) if len(digest) >= 8 and approval.digest.startswith(digest)]
+    """Withdraw an approval; a prefix of eight characters or more names it. Takes effect at the next message.
+
+    One that was changed after it was given can be withdrawn too: that is the way out of it.
+    """
+    matches = [dated for dated in _dated(folder) if len(digest) >= 8 and dated.stem.startswith(digest)]
     if len(matches) != 1:
         raise ConfigError(f"no approval {digest!r} (name it by 8 or more characters); see: wardround-site approvals")
-    (folder / f"{matches[0].digest}.approved").unlink()
-    matches[0].file.unlink(missing_ok=True)
-    return matches[0]
+    dated, file = matches[0], matches[0].with_suffix(".json")
+    try:
+        gone = _read(dated)
+    except RefusedError:
+        gone = Approval(dated.stem, "a campaign that was changed", "", file)
+    dated.unlink()
+    file.unlink(missing_ok=True)
+    return gone
 
 
 def approvals(folder: Path) -> tuple[Approval, ...]:
     """All approvals, oldest first; empty when the folder is."""
-    found = (_read(path) for path in folder.glob("*.approved") if _DIGEST.fullmatch(path.stem))
-    return tuple(sorted(found, key=lambda approval: (approval.approved_at, approval.digest)))
+    return tuple(sorted(map(_read, _dated(folder)), key=lambda approval: (approval.approved_at, approval.digest)))
+
+
+def _dated(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("*.approved") if _DIGEST.fullmatch(path.stem)]
 
 
 def approved_files(folder: Path) -> dict[str, Path]:
@@ -71,14 +82,18 @@ def approved_files(folder: Path) -> dict[str, Path]:
 def _read(dated: Path) -> Approval:
     """Raises RefusedError when the copy is not what its digest says: someone has edited it since."""
     path = dated.with_suffix(".json")
-    changed = RefusedError(f"approval {dated.stem[:12]} was changed after it was given; revoke it and approve again")
+    changed = RefusedError(
+        f"approval {dated.stem[:12]} was changed after it was given; "
+        f"wardround-site revoke-approval DIR {dated.stem[:12]}, then approve again"
+    )
     try:
         campaign = load_campaign(path)
-    except WardroundError:
+        approved_at = dated.read_text().strip()
+    except (WardroundError, OSError, ValueError):
         raise changed from None
     if campaign_digest(campaign) != dated.stem:
         raise changed
-    return Approval(dated.stem, campaign.name, dated.read_text().strip(), path)
+    return Approval(dated.stem, campaign.name, approved_at, path)
 
 
 def check_bundle(bundle: bytes, approved: frozenset[str]) -> str:

@@ -65,7 +65,7 @@ def create(folder: Path, name: str, coordinator: str, authority: Path) -> Path:
     """Make a site's folder with its key pair and secret; returns the public key file to send to the coordinator."""
     checked_name("site name", name)
     checked_address(coordinator)
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"folder {folder.name!r} is not empty; a site is made in a new folder, never over one")
     certificate = _authority(authority)
     for part in (folder, *(folder / part for part in ("approvals", "flower", "logs"))):

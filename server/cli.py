@@ -89,7 +89,10 @@ def _campaign_new(arguments: argparse.Namespace) -> int:
     campaign = load("simulation", arguments.overrides, SimulationConfig).campaign
     if arguments.out.exists():
         raise ConfigError(f"{arguments.out.name} exists already; a campaign that was handed out never changes")
-    save_campaign(campaign, arguments.out)
+    try:
+        save_campaign(campaign, arguments.out)
+    except OSError:
+        raise ConfigError(f"{arguments.out.name} cannot be written there; choose another --out") from None
     _OUT.print(f"Campaign {campaign.name} in {arguments.out}; digest {campaign_digest(campaign)}")
     _OUT.print("Every site reads and approves this file: wardround-site approve DIR FILE")
     return 0

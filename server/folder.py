@@ -66,7 +66,7 @@ def found(folder: Path, name: str, hosts: tuple[str, ...], port: int, now: dt.da
         certificates.general_name(host)
     if not 0 < port < 65536:
         raise ConfigError(f"port must lie in 1..65535, got {port}")
-    if folder.exists() and any(folder.iterdir()):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(
             f"folder {folder.name!r} is not empty; a federation is founded in a new folder, never over one"
         )

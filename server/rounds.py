@@ -242,7 +242,8 @@ def finish(campaign: CampaignConfig, state: FederationState, replies: Replies) -
     """The state one round on, and the round's record; raises DataError rather than spread weights that overflowed."""
     mean = replies.total.mean()
     config = campaign.strategy
-    after = STRATEGIES[config.kind].apply(state, mean, config)
+    with np.errstate(over="ignore", invalid="ignore"):  # refused below, in words
+        after = STRATEGIES[config.kind].apply(state, mean, config)
     assert after.round == replies.round, (after.round, replies.round)
     for name, values in after.weights.items():
         if not np.isfinite(values).all():

@@ -26,6 +26,7 @@ from server.report import claims_table, summary_table, write_report
 from shared.checkpoint import write_atomically
 from shared.config import SimulationConfig, to_dict
 from shared.errors import ConfigError, DataError
+from shared.networks import resolved_device
 from simulation.compare import Comparison, compare, write_record
 from simulation.pictures import write_pictures
 from simulation.prepare import Prepared, prepare
@@ -40,10 +41,11 @@ def simulate(config: SimulationConfig, console: Console) -> Path:
 
     Raises ConfigError, DataError, PeerError: see shared/errors.py.
     """
+    resolved_device(config.machine)  # before anything is written: every site would decline
     run_dir = Path(config.run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError, PermissionError):
+    except OSError:
         raise ConfigError("run_dir is a file, lies in one, or may not be written; choose another folder") from None
     cells = [_cell(config, seed, run_dir / f"seed-{seed}", console) for seed in config.seeds]
     timings: dict[str, float] = {}

@@ -90,6 +90,11 @@ def test_the_command_line_beats_the_experiment() -> None:
         ("training.weight_decay=inf", "finite"),
         ("degrade.sigma=[0,inf]", "sigma[1] must be a finite number"),
         (f"training.learning_rate={10**400}", "finite"),
+        ("data.ingest.spacing_mm=[0,1,1]", "0.05..100 mm"),
+        ("data.ingest.spacing_mm=[1,1,1e9]", "0.05..100 mm"),
+        ('data.masks=["[red]organ",lesion]', "letters, digits"),
+        ('data.masks=["organ\x1b",lesion]', "letters, digits"),
+        ("data.masks=[organ,organ]", "nothing twice"),
         ("nonsense", "KEY=VALUE"),
         ("=3", "KEY=VALUE"),
     ],
@@ -129,7 +134,7 @@ def test_the_digest_moves_with_the_agreement_and_not_with_places(campaign: Campa
     assert campaign_digest(replace(campaign, data=replace(campaign.data, masks=masks))) != digest
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"name": "x"}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"name": "x"}', "[" * 100_000])
 def test_a_broken_campaign_file_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "campaign.json"
     path.write_text(text)

@@ -125,6 +125,11 @@ def test_a_run_folder_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixtu
     refused(capsys, 2, "choose another", *TINY, f"run_dir={tmp_path / 'taken'}")
 
 
+@pytest.mark.parametrize("device", ["foo", "cuda:99"])
+def test_a_device_that_is_not_here(device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused(capsys, 2, "machine.device", *TINY, f"machine.device={device}", f"run_dir={tmp_path}")
+
+
 def test_debug_shows_where(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(ConfigError, match="choose another"):

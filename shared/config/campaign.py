@@ -9,6 +9,7 @@ from typing import Literal
 from shared.errors import ConfigError
 
 DEIDENTIFY_OPTIONS = ("retain_longitudinal_modified_dates", "retain_patient_characteristics", "retain_device_identity")
+_WORDS = re.compile(r"\w[\w .,+()/-]{0,63}")  # shown to people who approve: nothing that moves a terminal's cursor
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 
 
@@ -60,6 +61,10 @@ class IngestConfig:
     intensity: IntensityConfig
     deidentify: DeidentifyConfig = DeidentifyConfig()
 
+    def __post_init__(self) -> None:
+        within = all(0.05 <= spacing <= 100 for spacing in self.spacing_mm or ())
+        require(within, "data.ingest.spacing_mm lies in 0.05..100 mm", self.spacing_mm)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SplitConfig:
@@ -97,6 +102,11 @@ class DataConfig:
             raise ConfigError(f"data.image_size must be positive multiples of 8, got {self.image_size}")
         if len(self.diagnoses) == 1:
             raise ConfigError("data.diagnoses needs two names or more (or none), got one")
+        for name in (*self.masks, *self.diagnoses):
+            rule = "data.masks and data.diagnoses hold names of 1 to 64 letters, digits, spaces and _.,+()/-"
+            require(bool(_WORDS.fullmatch(name)), rule, name)
+        for names in (self.masks, self.diagnoses):
+            require(len(set(names)) == len(names), "data.masks and data.diagnoses name nothing twice", names)
         if not self.masks and not self.diagnoses:
             raise ConfigError("data has neither masks nor diagnoses: name at least one thing to recognise")
 

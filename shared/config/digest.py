@@ -41,7 +41,7 @@ def load_campaign(path: Path) -> CampaignConfig:
         values = json.loads(path.read_text())
     except FileNotFoundError:
         raise ConfigError(f"no campaign file named {path.name!r}; ask the coordinator for it") from None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise ConfigError(
             f"campaign file {path.name!r} is not readable JSON; ask the coordinator for it again"
         ) from None

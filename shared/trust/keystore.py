@@ -26,8 +26,11 @@ MAX_KEY_FILE = 8192  # bytes; an OpenSSH P-384 key takes about 600
 
 def private_folder(path: Path) -> Path:
     """Make a folder that only its owner may enter (mode 0700), with its parents."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.chmod(0o700)  # one that was there already
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.chmod(0o700)  # one that was there already
+    except OSError:
+        raise ConfigError(f"folder {path.name!r} cannot be made or is not yours; choose another folder") from None
     return path
 
 

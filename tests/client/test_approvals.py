@@ -133,3 +133,13 @@ def test_what_is_no_manifest_is_refused(content: bytes) -> None:
 def test_a_huge_bundle_is_not_even_opened() -> None:
     with pytest.raises(RefusedError, match="takes at most"):
         approvals.check_bundle(b"\0" * (approvals.MAX_BUNDLE + 1), frozenset({DIGEST}))
+
+
+def test_a_changed_approval_can_be_revoked_and_given_again(tmp_path: Path, campaign: CampaignConfig) -> None:
+    given = approvals.approve(tmp_path, campaign, NOW)
+    given.file.write_text(given.file.read_text().replace('"seed": ', '"seed": 1'))
+    (tmp_path / f"{given.digest}.approved").write_bytes(b"\xff\xfe")
+    with pytest.raises(RefusedError, match=f"revoke-approval DIR {given.digest[:12]}"):
+        approvals.approvals(tmp_path)
+    approvals.revoke(tmp_path, given.digest)
+    assert approvals.approve(tmp_path, campaign, NOW) == given

@@ -114,3 +114,9 @@ def test_what_is_no_p384_public_key_is_bad_data(tmp_path: Path, content: bytes) 
         keystore.read_public_line(tmp_path / "odd.pub")
     with pytest.raises(DataError, match="cannot be read"):
         keystore.read_public_line(tmp_path / "none.pub")
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(ConfigError, match="choose another folder"):
+        keystore.private_folder(tmp_path / "taken" / "site")
