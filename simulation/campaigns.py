@@ -12,11 +12,14 @@ An interrupted run loses at most the round that it was in.
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +50,29 @@ def simulate(config: SimulationConfig, console: Console) -> Path:
         run_dir.mkdir(parents=True, exist_ok=True)
     except OSError:
         raise ConfigError("run_dir is a file, lies in one, or may not be written; choose another folder") from None
+    with _locked(run_dir):
+        return _simulate(config, run_dir, console)
+
+
+@contextmanager
+def _locked(run_dir: Path) -> Iterator[None]:
+    """One run at a time in a folder; the kernel frees the lock when the process dies, however it dies."""
+    try:
+        descriptor = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError:
+        raise ConfigError("run_dir may not be written; choose another folder") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise ConfigError("another run is writing this run_dir; wait until it ends, or choose another folder") from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _simulate(config: SimulationConfig, run_dir: Path, console: Console) -> Path:
     cells = [_cell(config, seed, run_dir / f"seed-{seed}", console) for seed in config.seeds]
     timings: dict[str, float] = {}
     for cell in cells:
@@ -126,7 +152,7 @@ def _sources() -> Iterator[Path]:
 def _key_of(folder: Path) -> str | None:
     try:
         return str(json.loads((folder / "cell.json").read_text())["key"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -103,8 +103,8 @@ def _recipe(config: SimulationConfig, hospital: Path, secret: bytes) -> str:
 def _kept(marker: Path, recipe: str) -> tuple[tuple[str, str, int], ...] | None:
     try:
         kept = json.loads(marker.read_text())
+        return tuple((str(a), str(b), int(c)) for a, b, c in kept["table"]) if kept["recipe"] == recipe else None
     except FileNotFoundError:
         return None
-    except ValueError:
-        raise DataError(f"{marker.name} of a simulated site is not JSON; remove its folder and run again") from None
-    return tuple((str(a), str(b), int(c)) for a, b, c in kept["table"]) if kept["recipe"] == recipe else None
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{marker.name} of a simulated site is damaged; remove its folder and run again") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import shutil
@@ -123,6 +124,19 @@ def test_a_corrupt_checkpoint(finished: Path, tmp_path: Path, capsys: pytest.Cap
 def test_a_run_folder_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "taken").write_text("")
     refused(capsys, 2, "choose another", *TINY, f"run_dir={tmp_path / 'taken'}")
+
+
+def test_two_runs_at_once_in_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (tmp_path / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        refused(capsys, 2, "another run", *TINY, f"run_dir={tmp_path}")
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_cell_that_cannot_be_read_starts_over(finished: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    (folder / "seed-0" / "cell.json").write_text("[]")
+    assert main([*TINY, f"run_dir={folder}"]) == 0
 
 
 @pytest.mark.parametrize("device", ["foo", "cuda:99"])

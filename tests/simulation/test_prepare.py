@@ -10,6 +10,7 @@ import pytest
 
 import client.ingest
 from shared.config import SimulationConfig, load
+from shared.errors import DataError
 from simulation.prepare import prepare
 
 TINY = (
@@ -40,6 +41,15 @@ def test_a_store_is_kept_until_the_rule_or_the_code_of_ingest_changes(
     (changed / "intensity.py").write_text((changed / "intensity.py").read_text() + "\n# another rule\n")
     monkeypatch.setattr(client.ingest, "__path__", [str(changed)])
     assert ingested_at(other, tmp_path / "run") != second
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_damaged_marker_is_told(text: str, tmp_path: Path) -> None:
+    config = load("simulation", TINY, SimulationConfig)
+    ingested_at(config, tmp_path)
+    next(tmp_path.glob("sites/*/ingested.json")).write_text(text)
+    with pytest.raises(DataError, match="remove its folder"):
+        ingested_at(config, tmp_path)
 
 
 def test_the_same_seed_makes_the_same_store_in_any_folder(tmp_path: Path) -> None:
