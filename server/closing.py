@@ -20,7 +20,6 @@ from shared.wire.messages import read_metrics
 
 _STATES: Mapping[str, str] = {"clean": "clean", "degraded": "degraded", "enhanced": "federated"}
 _NOT_POOLED = ("auc",)
-_GATES: Mapping[str, str] = {"plain": "off", "gradprom": "global"}
 
 
 def closing_record(run_dir: Path) -> dict[str, Any]:
@@ -70,10 +69,11 @@ def rows_of(
 def labels_of(campaign: Mapping[str, Any]) -> dict[str, Any]:
     """What every row of a campaign (given as plain values) carries.
 
-    `gate`: off (recognition never steers), on (always), global (where the two gradients agree, over all weights).
+    `gate`: off (recognition never steers), on (always), or the gate's name (client/train/gates.py).
     """
-    kind = campaign["objective"]["kind"]
-    steered = {} if kind == "plain" else {"lambda": campaign["objective"]["task_weight"]}
+    objective = campaign["objective"]
+    kind = objective["kind"]
+    steered = {} if _gate(objective) == "off" else {"lambda": objective["task_weight"]}
     return {
         "method": kind,
         "seed": campaign["seed"],
@@ -82,8 +82,14 @@ def labels_of(campaign: Mapping[str, Any]) -> dict[str, Any]:
         "split": "test",
         "site": "all",
         **steered,
-        "gate": _GATES.get(kind, "on"),
+        "gate": _gate(objective),
     }
+
+
+def _gate(objective: Mapping[str, Any]) -> str:
+    if objective["kind"] in ("gradprom", "todnet-gated"):
+        return str(objective.get("gate", "global"))
+    return "off" if objective["kind"] in ("plain", "mse-wgan", "vgg-wgan") else "on"
 
 
 def _pooled(metrics: Sequence[Metrics], state: str, test_site: str) -> dict[str, Any]:
@@ -138,5 +144,6 @@ def _campaign(path: Path) -> dict[str, Any]:
 def _digest(campaign: Mapping[str, Any]) -> str:
     """The digest that the sites agreed on: as shared.config.campaign_digest, over the file's own keys."""
     data = {key: value for key, value in campaign["data"].items() if key not in ("root", "test")}
-    text = json.dumps({**campaign, "data": data}, sort_keys=True, separators=(",", ":"))
+    objective = {key: value for key, value in campaign["objective"].items() if key != "vgg_weights"}
+    text = json.dumps({**campaign, "data": data, "objective": objective}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""A campaign in, its two networks out: the pair that every site trains and the coordinator averages."""
+"""A campaign in, its networks out: what every site trains and the coordinator averages."""
 
 from __future__ import annotations
 
@@ -17,10 +17,17 @@ from shared.recognise.networks import build_recogniser
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Networks:
-    """Both networks, on one device. The value is frozen; the weights inside are what training moves."""
+    """All networks, on one device. The value is frozen; the weights inside are what training moves."""
 
     enhancer: nn.Module
     recogniser: nn.Module
+    critic: nn.Module | None = None
+    """The adversary of a WGAN objective; it travels and is averaged like the others, so that sites keep no state."""
+
+    @property
+    def all(self) -> dict[str, nn.Module]:
+        critic = {} if self.critic is None else {"critic": self.critic}
+        return {"enhancer": self.enhancer, "recogniser": self.recogniser, **critic}
 
 
 def build_networks(campaign: CampaignConfig) -> Networks:
@@ -31,11 +38,19 @@ def build_networks(campaign: CampaignConfig) -> Networks:
         recogniser=build_recogniser(
             campaign.recognise, data.channels, len(data.masks), len(data.diagnoses), campaign.seed
         ),
+        critic=_critic(campaign) if campaign.objective.adversarial else None,
     )
 
 
+def _critic(campaign: CampaignConfig) -> nn.Module:
+    from shared.enhance.critic import build_critic
+
+    data = campaign.data
+    return build_critic(campaign.objective.critic, data.channels, data.image_size, campaign.seed)
+
+
 def placed(networks: Networks, machine: MachineConfig) -> torch.device:
-    """Move both networks (in place) to the machine's device and memory format; fixes the number of threads.
+    """Move the networks (in place) to the machine's device and memory format; fixes the number of threads.
 
     The number of threads is part of what makes a run repeat bit for bit: sums are split by thread.
     Raises ConfigError when the device does not exist here.
@@ -46,7 +61,7 @@ def placed(networks: Networks, machine: MachineConfig) -> torch.device:
     if device.type == "cpu":
         keep_freed_memory()
     memory_format = torch.channels_last if machine.channels_last else torch.contiguous_format
-    for network in (networks.enhancer, networks.recogniser):
+    for network in networks.all.values():
         network.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
     return device
 

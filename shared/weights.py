@@ -1,7 +1,8 @@
 """Networks in, named float32 arrays out, and back; differences, norms and the digest of an architecture.
 
 Only `to_arrays` and `load_arrays` know torch, and import it when called: a coordinator adds updates with numpy alone.
-Names are `enhancer.<parameter>` and `recogniser.<parameter>` in the networks' own order.
+Names are `enhancer.<parameter>`, `recogniser.<parameter>` and, with a critic, `critic.<parameter>`, in the order of the
+networks.
 """
 
 from __future__ import annotations
@@ -42,9 +43,12 @@ def load_arrays(networks: Networks, arrays: Mapping[str, npt.NDArray[np.float32]
 
 
 def _state(networks: Networks) -> list[tuple[str, Tensor]]:
-    parts = (("enhancer", networks.enhancer), ("recogniser", networks.recogniser))
     # A compiled module is used as is and never stands in Networks, so names stay those of the plain module.
-    state = [(f"{part}.{name}", tensor) for part, network in parts for name, tensor in network.state_dict().items()]
+    state = [
+        (f"{part}.{name}", tensor)
+        for part, network in networks.all.items()
+        for name, tensor in network.state_dict().items()
+    ]
     assert all(tensor.is_floating_point() for _, tensor in state), "counters cannot be averaged; use GroupNorm"
     return state
 

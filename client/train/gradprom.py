@@ -1,24 +1,25 @@
-"""GradProm: the recogniser steers the enhancer only where the two agree. One step, and its three comparators.
+"""GradProm: the recogniser steers the enhancer only where the two agree. One step, and its comparators.
 
 Zhang, Cheng. Generalized Task-Driven Medical Image Quality Enhancement with Gradient Promotion. TPAMI 2025.
 https://arxiv.org/abs/2501.01114. The same rule for auxiliary losses: Du, Czarnecki et al. 2018,
-https://arxiv.org/abs/1812.02224 (unweighted variant).
+https://arxiv.org/abs/1812.02224 (unweighted variant). ESTR: Liu et al. https://arxiv.org/abs/1910.09185.
 
     theta, phi   weights of the enhancer and the recogniser
-    g            g_D      gradient of the enhancement loss on theta
-    v            v_D      gradient of the recognition loss on theta, through the enhanced image
-    d            d_D      g + lambda v  if <g, v> > 0,  else g
+    g            g_D      gradient of the main loss on theta: the enhancement loss, or with a critic that of todnet.py
+    v            v_D      gradient of the recognition loss on theta, through the enhanced image; one, or one per task
+    d            d_D      g + lambda passed(v): client/train/gates.py; as published, v passes if <g, v> > 0
     lambda       objective.task_weight; with objective.relative it is task_weight |g| / |v|
 
 Both losses reach theta only through the enhanced image, so one enhancer forward, one recogniser backward and two
 vector-Jacobian products give both gradients exactly; BatchNorm statistics and dropout masks are drawn once. The gate
-is one bit for the whole of theta, and stays on the device.
+stays on the device.
 
-    objective   steers the enhancer        trains the recogniser
-    plain       g                          on the enhanced image, cut off from the enhancer
-    joint       g + lambda v               on the enhanced image
-    frozen      g + lambda v               no
-    gradprom    d                          on the enhanced image
+    objective                steers the enhancer    trains the recogniser
+    plain, *-wgan            g                      on the enhanced image, cut off from the enhancer; *-wgan: no
+    joint                    g + lambda v           on the enhanced image
+    frozen, estr, todnet     g + lambda v           no
+    gradprom                 d                      on the enhanced image
+    todnet-gated             d                      no
 
 FedProx adds mu (theta - theta of the round) to g before the gate: the proximal pull is part of what the enhancer wants
 and the task gradient must agree with both. Weight decay is decoupled and never part of g or v; clipping is of d.
@@ -26,37 +27,49 @@ and the task gradient must agree with both. Weight decay is decoupled and never 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from client.train.optimiser import SGD, AdamW, Optimiser
+from client.train import gates
+from client.train.optimiser import SGD, AdamW, Optimiser, Split
 from shared.batch import Batch
 from shared.config import CampaignConfig, ObjectiveConfig
+from shared.enhance.consistency import enhanced_image
 from shared.enhance.losses import enhancement_loss
 from shared.errors import DataError
 from shared.networks import Networks
-from shared.recognise.losses import Labelled, recognition_loss
+from shared.recognise.losses import Labelled, recognition_losses
+
+MainLoss = Callable[[Tensor, Tensor], Tensor]
+"""(enhanced_BCHW, clean_BCHW) -> 0-dim loss, a mean over images."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gradients:
-    """Of one batch or a part of one; D runs over all weights of a network, flattened. None: not wanted."""
+    """Of one batch or a part of one; D runs over all weights of a network, flattened. Empty or None: not wanted."""
 
     enhance_D: Tensor
-    task_D: Tensor | None
+    task_D: tuple[Tensor, ...]
+    """v of each auxiliary task that has a gate of its own; one for all together."""
     recogniser_D: Tensor | None
     enhance_loss: Tensor
     recognise_loss: Tensor
+    cosines_TM: Tensor | None = None
+    """cos(g, v) of each task in each micro batch; only where the gate asks for it."""
 
     def __add__(self, other: Gradients) -> Gradients:
         return Gradients(
             self.enhance_D + other.enhance_D,
-            None if self.task_D is None or other.task_D is None else self.task_D + other.task_D,
+            tuple(a + b for a, b in zip(self.task_D, other.task_D, strict=True)),
             None if self.recogniser_D is None or other.recogniser_D is None else self.recogniser_D + other.recogniser_D,
             self.enhance_loss + other.enhance_loss,
             self.recognise_loss + other.recognise_loss,
+            None
+            if self.cosines_TM is None or other.cosines_TM is None
+            else torch.cat([self.cosines_TM, other.cosines_TM], dim=1),
         )
 
 
@@ -70,10 +83,11 @@ class Share:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Optimisers:
-    """One Adam (or SGD) state per network; the enhancer's runs on d."""
+    """One Adam (or SGD) state per network; the enhancer's runs on d, split where d's two parts are wanted apart."""
 
-    enhancer: Optimiser
+    enhancer: Optimiser | Split
     recogniser: Optimiser
+    critic: Optimiser | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,11 +101,14 @@ class Anchor:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Direction:
-    """What the enhancer follows; 0-dim tensors on the device beside it."""
+    """What the enhancer follows: d = g + added; 0-dim tensors on the device beside it."""
 
     d_D: Tensor
+    added_D: Tensor
     gate_open: Tensor
+    """Share of gates that are open: 0 or 1 where there is one."""
     cosine: Tensor
+    """Mean over the auxiliary tasks."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,49 +120,91 @@ class StepRecord:
     finite: Tensor
     gate_open: Tensor | None
     cosine: Tensor | None
+    added: Tensor | None
+    """|what recognition added| / |g|."""
+    ascended: Tensor
+    """1.0 where the change of the weights that was applied goes up the main loss: <change, g> >= 0 with g not 0."""
 
 
-def gradients(networks: Networks, part: Batch, share: Share, campaign: CampaignConfig) -> Gradients:
+def gradients(
+    networks: Networks, part: Batch, share: Share, campaign: CampaignConfig, main_loss: MainLoss | None = None
+) -> Gradients:
     """Both gradients on the enhancer and the recogniser's own, from a single pass through each network."""
     objective = campaign.objective
     theta, phi = trained(networks.enhancer), trained(networks.recogniser)
-    enhanced_BCHW = networks.enhancer(part.degraded_BCHW)
+    enhanced_BCHW = enhanced_image(networks.enhancer, part)
     image_BCHW = enhanced_BCHW.detach().float().requires_grad_(True)  # cut here; both losses end at this image
-    enhance_loss = share.images * enhancement_loss(image_BCHW, part.clean_BCHW, campaign.training.enhance_loss)
+    enhance_loss = share.images * (main_loss or fidelity(campaign))(image_BCHW, part.clean_BCHW)
     (towards_clean_BCHW,) = torch.autograd.grad(enhance_loss, image_BCHW)
 
-    steers, learns = objective.kind != "plain", objective.kind != "frozen"
-    wanted = ([image_BCHW] if steers else []) + (phi if learns else [])
-    recognition = networks.recogniser(image_BCHW if steers else image_BCHW.detach())
-    recognise_loss = recognition_loss(recognition, part, objective, share.labelled)
-    found = list(torch.autograd.grad(recognise_loss, wanted))
-    towards_task_BCHW = found.pop(0) if steers else None
+    steers, learns = objective.steers, objective.learns
+    towards_tasks: list[Tensor] = []
+    recogniser_D, recognise_loss = None, torch.zeros_like(enhance_loss)
+    if steers or learns:
+        recognition = networks.recogniser(image_BCHW if steers else image_BCHW.detach())
+        losses = recognition_losses(recognition, part, objective, share.labelled, networks.recogniser, share.images)
+        recognise_loss = torch.stack(losses).sum()
+        separate = objective.auxiliaries == "separate" and steers and len(losses) > 1
+        if separate:
+            towards_tasks = [torch.autograd.grad(loss, image_BCHW, retain_graph=True)[0] for loss in losses]
+        elif steers and not learns:
+            towards_tasks = list(torch.autograd.grad(recognise_loss, [image_BCHW]))
+        if learns:
+            wanted = phi if separate or not steers else [image_BCHW, *phi]
+            found = list(torch.autograd.grad(recognise_loss, wanted))
+            if len(wanted) > len(phi):
+                towards_tasks = [found.pop(0)]
+            recogniser_D = flat(found)
 
-    cotangent = towards_clean_BCHW.to(enhanced_BCHW.dtype)
-    g_D = vector_jacobian_D(cotangent, enhanced_BCHW, theta, keep_graph=steers)
-    v_D = None
-    if towards_task_BCHW is not None:
-        v_D = vector_jacobian_D(towards_task_BCHW.to(enhanced_BCHW.dtype), enhanced_BCHW, theta)
-    return Gradients(g_D, v_D, flat(found) if learns else None, enhance_loss.detach(), recognise_loss.detach())
+    g_D = vector_jacobian_D(towards_clean_BCHW, enhanced_BCHW, theta, keep_graph=bool(towards_tasks))
+    v_TD = tuple(
+        vector_jacobian_D(towards_task_BCHW, enhanced_BCHW, theta, keep_graph=after < len(towards_tasks))
+        for after, towards_task_BCHW in enumerate(towards_tasks, start=1)
+    )
+    cosines_TM = None
+    if v_TD and objective.gated and objective.gate == "confident":
+        cosines_TM = torch.stack([gates.cosine(g_D, v_D) for v_D in v_TD])[:, None]
+    return Gradients(g_D, v_TD, recogniser_D, enhance_loss.detach(), recognise_loss.detach(), cosines_TM)
+
+
+def fidelity(campaign: CampaignConfig) -> MainLoss:
+    """The main loss of every objective without a critic."""
+    return lambda enhanced_BCHW, clean_BCHW: enhancement_loss(enhanced_BCHW, clean_BCHW, campaign.training.enhance_loss)
 
 
 def vector_jacobian_D(
     vector_BCHW: Tensor, output_BCHW: Tensor, theta: list[nn.Parameter], *, keep_graph: bool = False
 ) -> Tensor:
     """The gradient of <vector, output>, flattened: the same numbers as `grad_outputs=vector`, without loading sympy."""
-    return flat(torch.autograd.grad((vector_BCHW * output_BCHW).sum(), theta, retain_graph=keep_graph))
+    product = (vector_BCHW.to(output_BCHW.dtype) * output_BCHW).sum()
+    return flat(torch.autograd.grad(product, theta, retain_graph=keep_graph))
 
 
-def direction(g_D: Tensor, v_D: Tensor, objective: ObjectiveConfig) -> Direction:
-    """d from g and v. A gradient that is not finite closes the gate, for NaN is not above 0."""
-    dot, norm_g, norm_v = torch.dot(g_D, v_D), torch.linalg.vector_norm(g_D), torch.linalg.vector_norm(v_D)
-    weight = torch.full_like(dot, objective.task_weight)
-    if objective.relative:
-        weight = torch.where(norm_v > 0, weight * norm_g / norm_v, 0.0)
-    gate_open = dot > 0 if objective.kind == "gradprom" else torch.ones_like(dot, dtype=torch.bool)
-    # where, not gate * weight * v: 0 * inf is NaN, and a closed gate must leave g to the bit.
-    d_D = torch.where(gate_open, g_D + weight * v_D, g_D)
-    return Direction(d_D, gate_open, dot / (norm_g * norm_v).clamp(min=torch.finfo(dot.dtype).tiny))
+def direction(
+    g_D: Tensor,
+    v_TD: Sequence[Tensor],
+    objective: ObjectiveConfig,
+    blocks: Sequence[int] = (),
+    cosines_TM: Tensor | None = None,
+) -> Direction:
+    """d from g and every task's v. A gradient that is not finite closes its gate, for NaN is not above 0."""
+    norm_g = torch.linalg.vector_norm(g_D)
+    added_D = torch.zeros_like(g_D)
+    opened, cosines = [], []
+    for task, v_D in enumerate(v_TD):
+        norm_v = torch.linalg.vector_norm(v_D)
+        weight = torch.full_like(norm_v, objective.task_weight)
+        if objective.relative:
+            # Several tasks share lambda: together they add as much as one.
+            weight = torch.where(norm_v > 0, weight / len(v_TD) * norm_g / norm_v, 0.0)
+        passed = gates.Passed(v_D, torch.ones_like(norm_v))
+        if objective.gated:
+            passed = gates.passed(g_D, v_D, objective, blocks, None if cosines_TM is None else cosines_TM[task])
+        added_D = added_D + weight * passed.v_D
+        opened.append(passed.open)
+        cosines.append(gates.cosine(g_D, v_D))
+    added_D = gates.capped(added_D, g_D, objective.norm_cap)
+    return Direction(g_D + added_D, added_D, torch.stack(opened).mean(), torch.stack(cosines).mean())
 
 
 def update(
@@ -167,29 +226,56 @@ def update(
     if anchor is not None:
         g_D = g_D + anchor.mu * (flat(theta) - anchor.enhancer_D)
         r_D = None if r_D is None else r_D + anchor.mu * (flat(phi) - anchor.recogniser_D)
-    steered = None if found.task_D is None else direction(g_D, found.task_D, campaign.objective)
-    d_D, norm_d = clipped(g_D if steered is None else steered.d_D, campaign.training.clip_norm)
+    steered = None
+    if found.task_D:
+        blocks = [parameter.numel() for parameter in theta]
+        steered = direction(g_D, found.task_D, campaign.objective, blocks, found.cosines_TM)
+    d_D = g_D if steered is None else steered.d_D
+    d_D, norm_d = clipped(d_D, campaign.training.clip_norm)
     finite = torch.isfinite(norm_d) & torch.isfinite(found.enhance_loss) & torch.isfinite(found.recognise_loss)
     if r_D is not None:
         r_D, norm_r = clipped(r_D, campaign.training.clip_norm)
         finite = finite & torch.isfinite(norm_r)
-    if found.task_D is not None:
+    for v_D in found.task_D:
         # A closed gate hides a broken v from d, but the recogniser that made it is broken all the same.
-        finite = finite & torch.isfinite(found.task_D).all()
+        finite = finite & torch.isfinite(v_D).all()
     if check:
         require_finite(finite)
-    _assign(theta, d_D)
-    optimisers.enhancer.step()
+    before_D = flat(theta)
+    _move_enhancer(theta, optimisers.enhancer, d_D, norm_d, steered, campaign.training.clip_norm)
+    uphill = torch.dot(flat(theta) - before_D, g_D)
     if r_D is not None:
         _assign(phi, r_D)
         optimisers.recogniser.step()
+    norm_g = torch.linalg.vector_norm(g_D)
     return StepRecord(
         found.enhance_loss,
         found.recognise_loss,
         finite,
         None if steered is None else steered.gate_open,
         None if steered is None else steered.cosine,
+        None if steered is None else torch.linalg.vector_norm(steered.added_D) / norm_g.clamp(min=_TINY),
+        ((uphill >= 0) & (norm_g > 0)).float(),
     )
+
+
+_TINY = torch.finfo(torch.float32).tiny
+
+
+def _move_enhancer(
+    theta: list[nn.Parameter],
+    optimiser: Optimiser | Split,
+    d_D: Tensor,
+    norm_d: Tensor,
+    steered: Direction | None,
+    limit: float | None,
+) -> None:
+    if isinstance(optimiser, Split):
+        added_D = torch.zeros_like(d_D) if steered is None else steered.added_D * _scale(norm_d, limit)
+        optimiser.step(d_D, added_D)
+        return
+    _assign(theta, d_D)
+    optimiser.step()
 
 
 def require_finite(finite: Tensor) -> None:
@@ -204,9 +290,25 @@ def require_finite(finite: Tensor) -> None:
 def clipped(gradient_D: Tensor, limit: float | None) -> tuple[Tensor, Tensor]:
     """The gradient with its L2 norm cut to `limit`, and the norm it had."""
     norm = torch.linalg.vector_norm(gradient_D)
-    if limit is None:
-        return gradient_D, norm
-    return gradient_D * (limit / (norm + 1e-6)).clamp(max=1.0), norm
+    return (gradient_D if limit is None else gradient_D * _scale(norm, limit)), norm
+
+
+def _scale(norm: Tensor, limit: float | None) -> Tensor:
+    return torch.ones_like(norm) if limit is None else (limit / (norm + 1e-6)).clamp(max=1.0)
+
+
+def enhancer_optimiser(network: nn.Module, campaign: CampaignConfig) -> Optimiser | Split:
+    """Split where somebody asks what recognition added: the federated gate, or a momentum that rests with the gate."""
+    training = campaign.training
+    if campaign.strategy.promotion == "none" and training.adam_states == "one":
+        return make_optimiser(network, campaign)
+    return Split(
+        trained(network),
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        adaptive=training.optimiser == "adam",
+        rests=training.adam_states == "two",
+    )
 
 
 def make_optimiser(network: nn.Module, campaign: CampaignConfig) -> Optimiser:

@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -24,12 +25,14 @@ from client.batches import training_batches
 from client.dataset import Slices
 from client.train import gradprom, recognise
 from client.train.gradprom import Anchor, Gradients, Optimisers, Share, StepRecord
+from client.train.optimiser import Split
 from shared.batch import Batch
 from shared.config import CampaignConfig, MachineConfig
 from shared.errors import ConfigError
 from shared.networks import Networks, placed
 from shared.recognise.losses import labelled
 from shared.seeding import derived_seed
+from shared.types import Arrays
 
 LOWEST_RATE = 0.01
 """The cosine schedule ends at this share of the learning rate."""
@@ -63,8 +66,10 @@ def train_round(
 ) -> tuple[Mapping[str, float], TrainingState]:
     """Train `networks` in place for `steps` steps of 1-based `round`.
 
-    The record holds loss_enhance, loss_recognise (means over steps), learning_rate (last), samples, seconds, and where
-    the task gradient was looked at gate_open_rate and mean_cosine. `on_step(done, steps)` is called after each step.
+    The record holds loss_enhance, loss_recognise (means over steps), learning_rate (last), samples, seconds; ascent_rate,
+    the share of steps whose applied change of weights goes up the main loss; and where the task gradient was looked at
+    gate_open_rate, mean_cosine and added_share (|what recognition added| / |g|). `on_step(done, steps)` is called after
+    each step.
     Raises DataError if a loss or gradient is not finite (no weights must leave then), ConfigError if not even one
     image fits in memory.
     """
@@ -72,6 +77,12 @@ def train_round(
     device = placed(networks, machine)
     state = state or _fresh_state(networks, campaign)
     anchor = _anchor(networks, campaign)
+    main_loss = gradprom.fidelity(campaign)
+    if networks.critic is not None:
+        from client.train import todnet
+
+        assert state.optimisers.critic is not None
+        main_loss = todnet.main_loss(networks.critic, state.optimisers.critic, campaign)
     records: list[StepRecord] = []
     rate = 0.0
     coming = training_batches(slices, campaign, site=site, round=round, steps=steps, pin=device.type == "cuda")
@@ -83,10 +94,10 @@ def train_round(
         for step, batch in enumerate(batches):
             progress = ((round - 1) + step / steps) / campaign.rounds.rounds
             warm = progress < campaign.objective.warmup
-            _set_modes(networks, frozen=campaign.objective.kind == "frozen" and not warm)
+            _set_modes(networks, frozen=not campaign.objective.learns and not warm)
             rate = learning_rate(campaign, progress)
             _set_rate(state.optimisers, rate)
-            gradients_of = recognise.warmup_gradients if warm else gradprom.gradients
+            gradients_of = partial(recognise.warmup_gradients if warm else gradprom.gradients, main_loss=main_loss)
             moved = batch.to(device, channels_last=machine.channels_last)
             found, micro_size = batch_gradients(used, moved, campaign, machine, gradients_of, state.micro_size)
             state = replace(state, micro_size=micro_size)
@@ -100,6 +111,19 @@ def train_round(
     return {**_means(records), **spent}, state
 
 
+def added_change(networks: Networks, state: TrainingState) -> Arrays:
+    """What recognition added to the enhancer's weights since `state` was made, by name; {} where it was not split."""
+    split = state.optimisers.enhancer
+    if not isinstance(split, Split):
+        return {}
+    named = [(name, parameter) for name, parameter in networks.enhancer.named_parameters() if parameter.requires_grad]
+    parts = torch.split(split.added_change_D.cpu(), [parameter.numel() for _, parameter in named])
+    return {
+        f"enhancer.{name}": part.view(parameter.shape).numpy()
+        for (name, parameter), part in zip(named, parts, strict=True)
+    }
+
+
 def batch_gradients(
     networks: Networks,
     batch: Batch,
@@ -110,12 +134,16 @@ def batch_gradients(
 ) -> tuple[Gradients, int]:
     """The whole batch's gradients and the micro batch size that they fitted in memory with."""
     counts = labelled(batch)
+    objective = campaign.objective
+    # The confident gate compares parts of a batch, so the batch is taken in parts.
+    in_parts = objective.gated and objective.gate == "confident"
+    most = batch.size // objective.micro_batches if in_parts else batch.size
 
     def sum_of_parts() -> Gradients | None:
         total: Gradients | None = None
         autocast = torch.autocast(batch.clean_BCHW.device.type, torch.bfloat16, enabled=machine.precision == "bfloat16")
         with contextlib.suppress(torch.OutOfMemoryError), autocast:
-            for part in batch.micro_batches(micro_size):
+            for part in batch.micro_batches(min(micro_size, most)):
                 found = gradients_of(networks, part, Share(part.size / batch.size, counts), campaign)
                 total = found if total is None else total + found
             return total
@@ -140,10 +168,14 @@ def learning_rate(campaign: CampaignConfig, progress: float) -> float:
 
 
 def _fresh_state(networks: Networks, campaign: CampaignConfig) -> TrainingState:
-    optimisers = Optimisers(
-        gradprom.make_optimiser(networks.enhancer, campaign), gradprom.make_optimiser(networks.recogniser, campaign)
-    )
-    return TrainingState(optimisers, campaign.training.batch_size)
+    critic = None
+    if networks.critic is not None:
+        from client.train import todnet
+
+        critic = todnet.critic_optimiser(networks.critic, campaign)
+    enhancer = gradprom.enhancer_optimiser(networks.enhancer, campaign)
+    recogniser = gradprom.make_optimiser(networks.recogniser, campaign)
+    return TrainingState(Optimisers(enhancer, recogniser, critic), campaign.training.batch_size)
 
 
 def _anchor(networks: Networks, campaign: CampaignConfig) -> Anchor | None:
@@ -158,6 +190,8 @@ def _anchor(networks: Networks, campaign: CampaignConfig) -> Anchor | None:
 def _set_modes(networks: Networks, *, frozen: bool) -> None:
     networks.enhancer.train()
     networks.recogniser.train(not frozen)
+    if networks.critic is not None:
+        networks.critic.train()
 
 
 def _set_rate(optimisers: Optimisers, rate: float) -> None:
@@ -184,7 +218,8 @@ def _compiled(networks: Networks, machine: MachineConfig) -> Iterator[Networks]:
 
     # Two products with one graph: the first must leave the buffers that the second reads.
     with functorch_config.patch(donated_buffer=False):
-        yield Networks(*(cast(nn.Module, torch.compile(net)) for net in (networks.enhancer, networks.recogniser)))
+        compiled = (cast(nn.Module, torch.compile(net)) for net in (networks.enhancer, networks.recogniser))
+        yield Networks(*compiled, networks.critic)
 
 
 def _means(records: list[StepRecord]) -> dict[str, float]:
@@ -195,5 +230,7 @@ def _means(records: list[StepRecord]) -> dict[str, float]:
         "loss_recognise": [record.recognise_loss for record in records],
         "gate_open_rate": gates,
         "mean_cosine": cosines,
+        "added_share": [record.added for record in records if record.added is not None],
+        "ascent_rate": [record.ascended for record in records],
     }
     return {name: float(torch.stack(values).mean()) for name, values in columns.items() if values}

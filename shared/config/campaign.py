@@ -147,20 +147,28 @@ class DegradeConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EnhancerConfig:
-    kind: Literal["unet", "srresnet", "cnn3"]
+    kind: Literal["unet", "srresnet", "cnn3", "todnet"]
     channels: int = 16
     """Channels of the first level."""
     depth: int = 3
-    """unet: levels; srresnet: residual blocks; cnn3 ignores it."""
+    """unet: levels; srresnet: residual blocks; todnet: levels (the paper's 4); cnn3 ignores it."""
+    output: Literal["linear", "tanh"] = "linear"
+    """todnet only. tanh: the released form tanh(image + residual), which cannot reach the identity; linear: without."""
+    attention: bool = False
+    """todnet only: self-attention on the deepest features, the generator of the sa-wgan row."""
+    data_consistency: bool = False
+    """degrade=kspace only: the lines of k-space that were acquired replace those of the enhanced image."""
 
     def __post_init__(self) -> None:
         require(self.channels >= 1, "enhance.channels must be 1 or more", self.channels)
         require(self.depth >= 1, "enhance.depth must be 1 or more", self.depth)
+        if self.kind != "todnet" and (self.attention or self.output != "linear"):
+            raise ConfigError(f"enhance.attention and enhance.output belong to enhance=todnet, got {self.kind}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecogniserConfig:
-    kind: Literal["unet", "cnn"]
+    kind: Literal["unet", "cnn", "vnet", "resunet", "voxresnet"]
     channels: int = 16
     depth: int = 4
     dropout: float = 0.0
@@ -172,27 +180,90 @@ class RecogniserConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CriticConfig:
+    """The adversary of the WGAN objectives (TOD-Net and its comparators) and the weights of their main loss."""
+
+    constraint: Literal["clip", "penalty", "spectral"] = "clip"
+    """How the critic is kept Lipschitz: clip (weights within +-0.01, as released), gradient penalty, spectral norm."""
+    channels: int = 32
+    learning_rate: float = 5e-4
+    """Of the critic's RMSprop."""
+    adversarial_weight: float = 1.0
+    fidelity_weight: float = 0.5
+    """Of the enhancement loss beside the adversarial term; 0.5 in the released code."""
+
+    def __post_init__(self) -> None:
+        require(self.channels >= 1, "objective.critic.channels must be 1 or more", self.channels)
+        require(self.learning_rate > 0, "objective.critic.learning_rate must be above 0", self.learning_rate)
+        for name in ("adversarial_weight", "fidelity_weight"):
+            require(getattr(self, name) >= 0, f"objective.critic.{name} must not be negative", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectiveConfig:
     """Which gradient steers the enhancer."""
 
-    kind: Literal["plain", "joint", "frozen", "gradprom"]
+    kind: Literal[
+        "plain", "joint", "frozen", "gradprom", "estr", "mse-wgan", "vgg-wgan", "todnet", "todnet-gated"
+    ]  # fmt: skip
     task_weight: float = 0.1
     """lambda: weight of the task gradient on the enhancer."""
     relative: bool = True
     """True: lambda is a ratio, the task gradient is scaled to lambda * |g| (per step); False: lambda is absolute."""
     warmup: float = 0.2
     """Share of all steps in which the recogniser learns on clean images while the enhancer follows its own loss only;
-    `frozen` stops training the recogniser there."""
+    an objective with a frozen recogniser stops training it there."""
     mask_weight: float = 1.0
     diagnosis_weight: float = 0.5
+    recognition: Literal["supervised", "unsupervised"] = "supervised"
+    """After the warm-up: learn from labels, or from what the recogniser itself says of the clean image (no label)."""
+    gate: Literal["global", "layer", "weighted", "projected", "confident"] = "global"
+    """Of the gated objectives; client/train/gates.py states what each guarantees."""
+    norm_cap: float | None = None
+    """kappa: what recognition adds is cut to kappa * |g|."""
+    confidence: float = 0.9
+    """gate=confident: one-sided confidence that the expected cosine is above 0."""
+    micro_batches: int = 4
+    """gate=confident: parts of a batch whose cosines the confidence comes from."""
+    auxiliaries: Literal["together", "separate"] = "together"
+    """Masks and diagnosis as one task gradient, or each with a gate of its own and its share of lambda."""
+    critic: CriticConfig = CriticConfig()
+    vgg_weights: str | None = None
+    """vgg-wgan: a local file with the convolutions of VGG-19. A place, not an agreement: outside the digest."""
+
+    @property
+    def adversarial(self) -> bool:
+        """The main loss is WGAN + fidelity, and a critic is trained beside the enhancer."""
+        return self.kind in ("mse-wgan", "vgg-wgan", "todnet", "todnet-gated")
+
+    @property
+    def steers(self) -> bool:
+        """After the warm-up the recognition loss reaches the enhancer."""
+        return self.kind in ("joint", "frozen", "gradprom", "estr", "todnet", "todnet-gated")
+
+    @property
+    def gated(self) -> bool:
+        return self.kind in ("gradprom", "todnet-gated")
+
+    @property
+    def learns(self) -> bool:
+        """The recogniser goes on learning after the warm-up."""
+        return self.kind in ("plain", "joint", "gradprom")
 
     def __post_init__(self) -> None:
         if not 0 <= self.warmup < 1:
             raise ConfigError(f"objective.warmup must lie in [0, 1), got {self.warmup}")
-        if self.kind == "frozen" and self.warmup == 0:
-            raise ConfigError("objective=frozen freezes the recogniser after its warm-up: set objective.warmup above 0")
+        if not self.learns and self.warmup == 0:
+            raise ConfigError(
+                f"objective={self.kind} freezes the recogniser after its warm-up: set objective.warmup above 0"
+            )
         for name in ("task_weight", "mask_weight", "diagnosis_weight"):
             require(getattr(self, name) >= 0, f"objective.{name} must not be negative", getattr(self, name))
+        require(self.norm_cap is None or self.norm_cap > 0, "objective.norm_cap must be above 0", self.norm_cap)
+        require(0.5 <= self.confidence < 1, "objective.confidence must lie in [0.5, 1)", self.confidence)
+        require(self.micro_batches >= 2, "objective.micro_batches must be 2 or more", self.micro_batches)
+        if self.kind == "vgg-wgan" and self.vgg_weights is None:
+            raise ConfigError("objective=vgg-wgan needs objective.vgg_weights=FILE; without it choose mse-wgan")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -211,12 +282,17 @@ class TrainingConfig:
     enhance_loss: Literal["mse", "l1", "charbonnier"] = "mse"
     augment: bool = True
     """Random flips and shifts of training slices."""
+    adam_states: Literal["one", "two"] = "one"
+    """one: Adam's momentum carries what recognition added past the steps where the gate is closed; two: that part has
+    a momentum of its own, which rests while the gate is closed."""
 
     def __post_init__(self) -> None:
         if min(self.batch_size, self.local_steps) < 1 or self.learning_rate <= 0:
             raise ConfigError("training: batch_size, local_steps and learning_rate must be positive")
         require(self.clip_norm is None or self.clip_norm > 0, "training.clip_norm must be above 0", self.clip_norm)
         require(self.weight_decay >= 0, "training.weight_decay must not be negative", self.weight_decay)
+        if self.adam_states == "two" and self.optimiser != "adam":
+            raise ConfigError("training.adam_states=two needs training.optimiser=adam: SGD has no momentum to split")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -229,6 +305,9 @@ class StrategyConfig:
     beta2: float = 0.99
     tau: float = 1e-3
     weight_by: Literal["samples", "equal"] = "samples"
+    promotion: Literal["none", "global", "layer", "projected"] = "none"
+    """The federated gate: what recognition added at the sites enters the mean only where it agrees with the mean of
+    what the enhancement loss alone did (server/strategies/promotion.py)."""
 
     def __post_init__(self) -> None:
         if self.kind == "fedprox" and self.proximal_mu <= 0:
@@ -287,6 +366,20 @@ class CampaignConfig:
                 raise ConfigError(
                     f"{network}.depth={depth} halves the image {depth - 1} times, so data.image_size must be "
                     f"divisible by {2 ** (depth - 1)}, got {self.data.image_size}"
+                )
+        if self.enhance.data_consistency and self.degrade.kind != "kspace":
+            raise ConfigError("enhance.data_consistency needs acquired lines of k-space; choose degrade=kspace")
+        if self.strategy.promotion != "none" and not self.objective.steers:
+            raise ConfigError(
+                f"strategy.promotion gates what recognition adds, and objective={self.objective.kind} adds nothing; "
+                "choose an objective whose recognition steers, or strategy.promotion=none"
+            )
+        if self.objective.gate == "confident" and self.objective.gated:
+            parts = self.objective.micro_batches
+            if self.training.batch_size < parts:
+                raise ConfigError(
+                    f"objective.gate=confident looks at {parts} parts of each batch; training.batch_size must be "
+                    f"{parts} or more, got {self.training.batch_size}"
                 )
         if self.degrade.kind == "low_dose" and "CT" not in self.data.ingest.modalities:
             raise ConfigError("degrade=low_dose simulates CT photons; choose a data kind whose modality is CT")

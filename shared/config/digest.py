@@ -13,7 +13,7 @@ from shared.config.build import build
 from shared.config.campaign import CampaignConfig
 from shared.errors import ConfigError
 
-_PLACES = {("data", "root")}
+_PLACES = {("data", "root"), ("objective", "vgg_weights")}
 
 
 def to_dict(config: Any) -> dict[str, Any]:

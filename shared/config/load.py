@@ -38,7 +38,7 @@ def load(program: str, overrides: Sequence[str], schema: type[Config]) -> Config
 
 # Keys of configs/simulation.yaml that a person sets and that `campaign` there is put together from.
 _INPUTS = {"data", "degrade", "enhance", "recognise", "objective", "strategy", "training"} | {
-    "round", "rounds", "budgets", "seed", "seeds", "name", "experiment"
+    "round", "rounds", "budgets", "published", "gate", "seed", "seeds", "name", "experiment"
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shared.batch import Batch
@@ -40,12 +40,52 @@ def labelled(batch: Batch) -> Labelled:
 def recognition_loss(
     recognition: Recognition, batch: Batch, objective: ObjectiveConfig, of_whole: Labelled | None = None
 ) -> Tensor:
-    """Weighted sum of the mask and the diagnosis loss; 0 with a gradient of 0 where nothing is labelled.
+    """The sum of `supervised_losses`."""
+    return torch.stack(supervised_losses(recognition, batch, objective, of_whole or labelled(batch))).sum()
+
+
+def recognition_losses(
+    recognition: Recognition,
+    batch: Batch,
+    objective: ObjectiveConfig,
+    of_whole: Labelled,
+    recogniser: nn.Module,
+    share: float,
+) -> list[Tensor]:
+    """What the objective asks of an enhanced image: the labels, or what `recogniser` says of the clean one."""
+    if objective.recognition == "supervised":
+        return supervised_losses(recognition, batch, objective, of_whole)
+    with torch.no_grad():
+        of_clean = recogniser(batch.clean_BCHW)
+    return soft_target_losses(recognition, of_clean, objective, share)
+
+
+def soft_target_losses(
+    recognition: Recognition, of_clean: Recognition, objective: ObjectiveConfig, share: float = 1.0
+) -> list[Tensor]:
+    """Mean squared difference of the probabilities, weighted: masks, then diagnosis. No label is needed.
+
+    Liu et al. https://arxiv.org/abs/1910.09185 (unsupervised RA: MSE of softmax). `of_clean` is a target, so no
+    gradient flows into it; `share` is this micro batch's part of its batch.
+    """
+    losses = []
+    for weight, said, target in (
+        (objective.mask_weight, recognition.mask_logits_BKHW, of_clean.mask_logits_BKHW),
+        (objective.diagnosis_weight, recognition.diagnosis_logits_BN, of_clean.diagnosis_logits_BN),
+    ):
+        if said is not None and target is not None:
+            losses.append(weight * share * F.mse_loss(said.float().softmax(1), target.float().softmax(1)))
+    return losses
+
+
+def supervised_losses(
+    recognition: Recognition, batch: Batch, objective: ObjectiveConfig, of_whole: Labelled
+) -> list[Tensor]:
+    """The weighted mask and diagnosis loss, each where its head is; 0 with a gradient of 0 where nothing is labelled.
 
     `of_whole` counts the labels of the batch that this micro batch is part of. No label is looked at on the host:
     unlabelled images are weighted 0, and nothing waits for the device.
     """
-    of_whole = of_whole or labelled(batch)
     terms = []
     if recognition.mask_logits_BKHW is not None:
         loss_B = mask_loss_B(recognition.mask_logits_BKHW.float(), batch.mask_BHW)
@@ -56,7 +96,7 @@ def recognition_loss(
             recognition.diagnosis_logits_BN.float(), batch.diagnosis_B.clamp(min=0), reduction="none"
         )
         terms.append(objective.diagnosis_weight * (loss_B * known_B).sum() / of_whole.diagnoses)
-    return torch.stack(terms).sum()
+    return terms
 
 
 def mask_loss_B(logits_BKHW: Tensor, mask_BHW: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ def naive_gradients(networks: Networks, part: Batch, share: Share, campaign: Cam
     recognise_loss = recognition_loss(recognition, part, campaign.objective, share.labelled)
     found = torch.autograd.grad(recognise_loss, theta + phi)
     v_D, r_D = gradprom.flat(found[: len(theta)]), gradprom.flat(found[len(theta) :])
-    return Gradients(g_D, v_D, r_D, enhance_loss.detach(), recognise_loss.detach())
+    return Gradients(g_D, (v_D,), r_D, enhance_loss.detach(), recognise_loss.detach())
 
 
 def run() -> list[Case]:

@@ -22,7 +22,7 @@ def test_warmup_trains_each_network_on_its_own(campaign: CampaignConfig) -> None
     loss = recognition_loss(networks.recogniser(batch.clean_BCHW), batch, campaign.objective)
     r = gradprom.flat(torch.autograd.grad(loss, list(networks.recogniser.parameters())))
     torch.testing.assert_close(found.recogniser_D, r, rtol=1e-5, atol=1e-7)
-    assert found.task_D is None
+    assert found.task_D == ()
 
 
 def test_warmup_does_not_let_the_recogniser_see_degraded_images(campaign: CampaignConfig) -> None:
