@@ -1,0 +1,207 @@
+"""Where a recogniser looks is known for those made by hand: a linear one, one with a single channel, a blind one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from client.dataset import Slices
+from client.evaluate import predict
+from client.explain import STATES, explain, grad_cam, scores
+from shared.config import CampaignConfig, MachineConfig
+from shared.networks import Networks, build_networks
+from shared.recognise.networks import Recognition
+from shared.weights import to_arrays
+from tests.client.slices import disc_slices
+
+SIDE = 32
+
+
+class ByHand(nn.Module):
+    """A recogniser from a function; one parameter, as every network has."""
+
+    def __init__(self, read: Callable[[Tensor, Tensor], Recognition]) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.read = read
+
+    def forward(self, image: Tensor) -> Recognition:
+        return self.read(image, self.scale)
+
+
+def with_recogniser(campaign: CampaignConfig, read: Callable[[Tensor, Tensor], Recognition]) -> Networks:
+    return Networks(build_networks(campaign).enhancer, ByHand(read))
+
+
+@pytest.fixture
+def diagnosis_only(campaign: CampaignConfig) -> CampaignConfig:
+    return replace(campaign, data=replace(campaign.data, masks=()))
+
+
+@pytest.fixture
+def masks_only(campaign: CampaignConfig) -> CampaignConfig:
+    return replace(campaign, data=replace(campaign.data, diagnoses=()))
+
+
+def unlabelled(slices: Slices) -> Slices:
+    return replace(slices, diagnosis_N=torch.full_like(slices.diagnosis_N, -1))
+
+
+def test_saliency_of_a_linear_recogniser_is_its_weights(diagnosis_only: CampaignConfig, machine: MachineConfig) -> None:
+    weights_KHW = torch.randn(2, SIDE, SIDE, generator=torch.Generator().manual_seed(3))
+
+    def linear(image: Tensor, scale: Tensor) -> Recognition:
+        return Recognition(None, torch.einsum("bchw,khw->bk", image * scale, weights_KHW), [image * 0])
+
+    slices = disc_slices(4)  # true diagnoses 0, 1, 0, 1
+    found = explain(with_recogniser(diagnosis_only, linear), slices, [1, 2], diagnosis_only, machine)
+    assert found.asked_N.tolist() == [1, 0]
+    expected_NHW = weights_KHW[[1, 0]].abs().numpy()
+    for state in STATES:
+        maps = found.maps["diagnosis"][state]
+        np.testing.assert_allclose(maps.saliency_NHW, expected_NHW, rtol=1e-6)
+        inside = (expected_NHW * (slices.mask_NHW[[1, 2]].numpy() > 0)).sum((1, 2)) / expected_NHW.sum((1, 2))
+        np.testing.assert_allclose(maps.saliency_inside_N, inside, rtol=1e-5)
+
+
+def test_saliency_of_colour_is_the_largest_over_the_channels(campaign: CampaignConfig, machine: MachineConfig) -> None:
+    colour = replace(campaign, data=replace(campaign.data, masks=(), channels=3))
+    weights = torch.tensor([0.5, -2.0, 1.0])
+    slices = disc_slices(2)
+    slices = replace(slices, clean_NCHW=slices.clean_NCHW.expand(-1, 3, -1, -1).clone())
+
+    def linear(image: Tensor, scale: Tensor) -> Recognition:
+        total = torch.einsum("bchw,c->b", image * scale, weights)
+        return Recognition(None, torch.stack([total, total], 1), [image * 0])
+
+    maps = explain(with_recogniser(colour, linear), slices, [0], colour, machine).maps["diagnosis"]["clean"]
+    assert np.unique(maps.saliency_NHW).tolist() == [2.0]
+
+
+def test_grad_cam_of_one_active_channel_is_that_channel(diagnosis_only: CampaignConfig, machine: MachineConfig) -> None:
+    def third_of_three(image: Tensor, scale: Tensor) -> Recognition:
+        features = torch.cat([1 - image, image.flip(-1), image**2], 1) * scale
+        score = features[:, 2].mean((1, 2))
+        return Recognition(None, torch.stack([score, score], 1), [features])
+
+    slices = disc_slices(3)
+    networks = with_recogniser(diagnosis_only, third_of_three)
+    found = explain(networks, slices, [0, 2], diagnosis_only, machine).maps["diagnosis"]
+    shown = predict(networks, slices, [0, 2], diagnosis_only, machine)
+    images = {state: getattr(shown, f"{state}_NCHW")[:, 0].numpy() for state in STATES}
+    largest_N = np.max([image.max((1, 2)) ** 2 for image in images.values()], axis=0)
+    for state in STATES:
+        expected = images[state] ** 2 / largest_N[:, None, None]
+        np.testing.assert_allclose(found[state].activation_NHW, expected, rtol=1e-4, atol=1e-7)
+    assert max(float(found[state].activation_NHW[0].max()) for state in STATES) == pytest.approx(1)
+
+
+def test_channel_that_speaks_against_the_score_is_not_shown() -> None:
+    features = torch.rand(1, 2, 4, 4)
+    gradient = torch.stack([torch.full((4, 4), -1.0), torch.zeros(4, 4)])[None]
+    assert not grad_cam(features, gradient, (8, 8)).any()
+
+
+def test_grad_cam_of_the_deepest_features_covers_the_whole_image() -> None:
+    features = torch.zeros(1, 1, 2, 2)
+    features[0, 0, 1, 0] = 1.0
+    map_HW = grad_cam(features, torch.ones_like(features), (16, 16))[0]
+    assert map_HW.shape == (16, 16)
+    assert map_HW[-1, 0] == 1
+    assert map_HW[0, -1] == 0
+
+
+def test_what_never_looks_gives_maps_of_zeros_and_no_share(campaign: CampaignConfig, machine: MachineConfig) -> None:
+    def blind(image: Tensor, scale: Tensor) -> Recognition:
+        nothing = image * 0 * scale
+        masks = torch.cat([nothing + 1, nothing, nothing], 1)  # background everywhere
+        return Recognition(masks, nothing.mean((1, 2, 3))[:, None].expand(-1, 2), [nothing])
+
+    found = explain(with_recogniser(campaign, blind), disc_slices(2), [0, 1], campaign, machine)
+    for task in ("masks", "diagnosis"):
+        for maps in found.maps[task].values():
+            assert not maps.saliency_NHW.any()
+            assert not maps.activation_NHW.any()
+            assert np.isnan(maps.saliency_inside_N).all()
+            assert np.isnan(maps.activation_inside_N).all()
+
+
+def test_score_of_masks_is_the_sum_of_the_predicted_foreground() -> None:
+    logits = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    expected = 0.0
+    for image in logits:
+        for row in range(5):
+            for column in range(5):
+                pixel = image[:, row, column]
+                expected += float(pixel.max()) if int(pixel.argmax()) > 0 else 0.0
+    found = scores(Recognition(logits, None, []), torch.tensor([-1, -1]))
+    assert list(found) == ["masks"]
+    assert float(found["masks"]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_diagnosis_that_nobody_knows_is_the_one_read_from_the_clean_image(
+    diagnosis_only: CampaignConfig, machine: MachineConfig
+) -> None:
+    networks = build_networks(diagnosis_only)
+    slices = unlabelled(disc_slices(5))
+    found = explain(networks, slices, range(5), diagnosis_only, machine)
+    with torch.no_grad():
+        logits = networks.recogniser.eval()(slices.clean_NCHW).diagnosis_logits_BN
+    assert found.asked_N.tolist() == logits.argmax(1).tolist()
+
+
+def test_error_map_is_the_absolute_difference(campaign: CampaignConfig, machine: MachineConfig) -> None:
+    networks = build_networks(campaign)
+    slices = disc_slices(4)
+    found = explain(networks, slices, [3, 0], campaign, machine)
+    shown = predict(networks, slices, [3, 0], campaign, machine)
+    for state in ("degraded", "enhanced"):
+        image = getattr(shown, f"{state}_NCHW")[:, 0].numpy()
+        np.testing.assert_allclose(found.error_NHW[state], np.abs(image - slices.clean_NCHW[[3, 0], 0].numpy()))
+    np.testing.assert_allclose(found.area_N, (slices.mask_NHW[[3, 0]] > 0).float().mean((1, 2)).numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["unet", "cnn"])
+def test_explaining_changes_nothing_leaves_no_gradient_and_repeats_to_the_bit(
+    diagnosis_only: CampaignConfig, machine: MachineConfig, kind: str
+) -> None:
+    campaign = replace(diagnosis_only, recognise=replace(diagnosis_only.recognise, kind=kind, dropout=0.5))
+    networks = build_networks(campaign)
+    networks.enhancer.eval()
+    before = to_arrays(networks)
+    one, other = (explain(networks, disc_slices(3), [0, 1, 2], campaign, machine) for _ in range(2))
+    for state in STATES:
+        first, second = one.maps["diagnosis"][state], other.maps["diagnosis"][state]
+        np.testing.assert_array_equal(first.saliency_NHW, second.saliency_NHW)
+        np.testing.assert_array_equal(first.activation_NHW, second.activation_NHW)
+        assert first.saliency_NHW.shape == first.activation_NHW.shape == (3, SIDE, SIDE)
+        assert first.saliency_NHW.any()
+    after = to_arrays(networks)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    for network in networks.all.values():
+        assert all(parameter.grad is None and parameter.requires_grad for parameter in network.parameters())
+    assert networks.recogniser.training
+    assert not networks.enhancer.training
+
+
+def test_each_campaign_is_explained_by_what_it_recognises(
+    campaign: CampaignConfig, masks_only: CampaignConfig, diagnosis_only: CampaignConfig, machine: MachineConfig
+) -> None:
+    for each, tasks in ((campaign, ["masks", "diagnosis"]), (masks_only, ["masks"]), (diagnosis_only, ["diagnosis"])):
+        found = explain(build_networks(each), disc_slices(2), [1], each, machine)
+        assert list(found.maps) == tasks
+        assert (found.asked_N[0] == -1) == ("diagnosis" not in tasks)
+
+
+def test_share_inside_has_no_value_without_an_outline(campaign: CampaignConfig, machine: MachineConfig) -> None:
+    slices = disc_slices(2)
+    slices = replace(slices, mask_NHW=torch.zeros_like(slices.mask_NHW), has_mask_N=torch.tensor([False, False]))
+    found = explain(build_networks(campaign), slices, [0, 1], campaign, machine)
+    assert np.isnan(found.area_N).all()
+    assert np.isnan(found.maps["diagnosis"]["clean"].saliency_inside_N).all()
+    assert np.isfinite(found.maps["diagnosis"]["clean"].saliency_NHW).all()
