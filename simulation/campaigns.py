@@ -45,6 +45,10 @@ def simulate(config: SimulationConfig, console: Console) -> Path:
     Raises ConfigError, DataError, PeerError: see shared/errors.py.
     """
     resolved_device(config.machine)  # before anything is written: every site would decline
+    if config.study is not None:
+        from simulation.study.run import run_study
+
+        return run_study(config, console)
     run_dir = Path(config.run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)

@@ -24,16 +24,20 @@ from shared.config.digest import campaign_digest, load_campaign, save_campaign, 
 from shared.config.load import load
 from shared.config.programs import (
     CompareConfig,
+    CrossConfig,
     HospitalConfig,
     HospitalsConfig,
     MachineConfig,
     ScannerConfig,
     SimulationConfig,
+    StudyConfig,
+    TableConfig,
 )
 
 __all__ = [
     "CampaignConfig",
     "CompareConfig",
+    "CrossConfig",
     "DataConfig",
     "DegradeConfig",
     "DeidentifyConfig",
@@ -50,6 +54,8 @@ __all__ = [
     "SimulationConfig",
     "SplitConfig",
     "StrategyConfig",
+    "StudyConfig",
+    "TableConfig",
     "TrainingConfig",
     "build",
     "campaign_digest",

@@ -169,13 +169,18 @@ class EnhancerConfig:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecogniserConfig:
     kind: Literal["unet", "cnn", "vnet", "resunet", "voxresnet"]
+    """cnn diagnoses only; all others segment and diagnose (shared/recognise/downstream.py describes the last three)."""
     channels: int = 16
+    """Of the first level; vnet: of the decoder block at full size, one half of it from the encoder."""
     depth: int = 4
+    """Levels, each half as fine as the one before; cnn ignores it."""
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
         require(self.channels >= 1, "recognise.channels must be 1 or more", self.channels)
         require(self.depth >= 1, "recognise.depth must be 1 or more", self.depth)
+        if self.kind in ("vnet", "resunet", "voxresnet"):
+            require(self.depth >= 2, f"recognise.depth must be 2 or more for recognise={self.kind}", self.depth)
         require(0 <= self.dropout < 1, "recognise.dropout must lie in [0, 1)", self.dropout)
 
 
@@ -362,11 +367,17 @@ class CampaignConfig:
             raise ConfigError("recognise=cnn has no decoder and cannot segment; choose recognise=unet for data.masks")
         for network, depth in (("enhance", self.enhance.depth), ("recognise", self.recognise.depth)):
             kind = getattr(self, network).kind
-            if kind == "unet" and any(size % 2 ** (depth - 1) for size in self.data.image_size):
+            halves = kind in ("unet", "vnet", "resunet", "voxresnet")
+            if halves and any(size % 2 ** (depth - 1) for size in self.data.image_size):
                 raise ConfigError(
                     f"{network}.depth={depth} halves the image {depth - 1} times, so data.image_size must be "
                     f"divisible by {2 ** (depth - 1)}, got {self.data.image_size}"
                 )
+        if self.recognise.kind == "vnet" and self.recognise.channels % (2 * self.data.channels):
+            raise ConfigError(
+                "recognise=vnet adds the image to half of recognise.channels, which must therefore be divisible by "
+                f"{2 * self.data.channels}, got {self.recognise.channels}"
+            )
         if self.enhance.data_consistency and self.degrade.kind != "kspace":
             raise ConfigError("enhance.data_consistency needs acquired lines of k-space; choose degrade=kspace")
         if self.strategy.promotion != "none" and not self.objective.steers:

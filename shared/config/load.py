@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +34,18 @@ def load(program: str, overrides: Sequence[str], schema: type[Config]) -> Config
     assert isinstance(values, dict)
     if schema is SimulationConfig:
         values = _simulation_values(values)
+        values["cross"] = _cross(values["campaign"]["data"])
     return build(schema, values)
+
+
+def _cross(data: dict[Any, Any]) -> dict[str, Any] | None:
+    """`data.test` and `data.test_root`, which are no part of the agreement, as the other data set's own group."""
+    kind, root = data.pop("test"), data.pop("test_root")
+    if kind is None:
+        return None
+    other = load("simulation", [f"data={kind}"], SimulationConfig)
+    values = dataclasses.asdict(other)
+    return {"data": {**values["campaign"]["data"], "root": root}, "hospitals": values["hospitals"]}
 
 
 # Keys of configs/simulation.yaml that a person sets and that `campaign` there is put together from.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from shared.config.campaign import CampaignConfig, require
+from shared.config.campaign import CampaignConfig, DataConfig, require
 from shared.errors import ConfigError
 
 
@@ -88,6 +88,56 @@ class CompareConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CrossConfig:
+    """Another data set whose test patients the models are judged on as well: `data.test=` and `data.test_root=`."""
+
+    data: DataConfig
+    hospitals: HospitalsConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TableConfig:
+    """One question and the cells that answer it: the product of `vary`, and `also`, each for every seed.
+
+    An entry is one or more KEY=VALUE overrides with blanks between them, as one would type them.
+    """
+
+    name: str
+    title: str
+    question: str
+    setting: Literal["pooled", "federated", "local", "untrained"] = "pooled"
+    """pooled: trained on all sites' data; untrained: non-local means."""
+    common: tuple[str, ...] = ()
+    vary: tuple[tuple[str, ...], ...] = ()
+    also: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    """Empty: those of the budget."""
+    downstream: bool = False
+    """Judge with four downstream networks, on degraded, enhanced and enhanced clean images."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyConfig:
+    """A grid of cells, most informative first; every cell's result is kept."""
+
+    tables: tuple[TableConfig, ...]
+    common: tuple[str, ...] = ()
+    roots: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Folder of each real data set by kind; cells whose data have none are reported as not run."""
+    only: tuple[str, ...] = ()
+    """Names of tables to run now; empty: all."""
+    limit: int | None = None
+    """At most this many new cells in this sitting."""
+
+    def __post_init__(self) -> None:
+        names = [table.name for table in self.tables]
+        require(len(set(names)) == len(names), "study.tables name nothing twice", names)
+        for name in self.only:
+            require(name in names, f"study.only may hold {', '.join(names)}", name)
+        require(self.limit is None or self.limit >= 0, "study.limit must be 0 or more", self.limit)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SimulationConfig:
     """`wardround-simulate`: one campaign (or one per seed and objective) on one machine."""
 
@@ -103,6 +153,9 @@ class SimulationConfig:
     hospitals: HospitalsConfig
     compare: CompareConfig
     machine: MachineConfig
+    cross: CrossConfig | None = None
+    study: StudyConfig | None = None
+    """Set by an experiment that is a grid of cells: the rest of this config then only says where and on what."""
 
     def __post_init__(self) -> None:
         if self.sites < 1:

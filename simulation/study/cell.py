@@ -1,0 +1,260 @@
+"""One cell in, its rows out: the data, one model (or a federation's), its scores and those of independent judges.
+
+    test         what the tables show
+    validation   what settings may be chosen by: patients that neither train nor test
+
+Every figure is a mean over the images (or patients) of all sites.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from client.dataset import SiteData, Slices, merge, open_site
+from client.evaluate import evaluate
+from client.train.local import TrainingState, train_round
+from server.closing import labels_of
+from shared.config import CampaignConfig, DegradeConfig, MachineConfig, SimulationConfig, to_dict
+from shared.networks import Networks, build_networks
+from shared.weights import load_arrays
+from simulation.comparators import train_local
+from simulation.prepare import prepare
+from simulation.rows import metrics_of
+from simulation.run import run_federation
+from simulation.study.grid import Cell
+from simulation.study.judges import DOWNSTREAM, judge_of
+from simulation.study.locks import locked
+
+Row = dict[str, Any]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Result:
+    """What is kept of a cell."""
+
+    rows: tuple[Row, ...]
+    rounds: tuple[Mapping[str, Any], ...]
+    """Training records in order: where the gate opened, the losses."""
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cohort:
+    """A data set as a cell sees it: every site's slices, and all of them together."""
+
+    datas: tuple[SiteData, ...]
+    together: SiteData
+    stores: Mapping[str, Path]
+    recipe: str
+
+
+def run_cell(cell: Cell, folder: Path, machine: MachineConfig, say: Say) -> Result:
+    """Train and judge one cell; data and judges are kept in `folder` for the next.
+
+    Raises ConfigError, DataError or PeerError, as a campaign run alone does.
+    """
+    began = time.perf_counter()
+    campaign, config = cell.config.campaign, cell.config
+    data = opened(config, folder)
+    judges = {"judge": judge_of(campaign, data.together, data.recipe, folder / "judges", machine)}
+    if cell.downstream:
+        judges |= {
+            kind: judge_of(campaign, data.together, data.recipe, folder / "judges", machine, kind)
+            for kind in DOWNSTREAM
+        }
+    models, rounds = _models(cell, data, folder, machine, say)
+    rows = _mean_rows([_rows(cell, networks, data.together, judges, machine) for networks in models])
+    if config.cross is not None:
+        rows += _mean_rows([_cross_rows(cell, networks, folder, machine) for networks in models])
+    return Result(tuple(rows), tuple(rounds), time.perf_counter() - began)
+
+
+def opened(config: SimulationConfig, folder: Path) -> Cohort:
+    """The cell's hospitals as stores, written and ingested once per data set and seed, and their slices."""
+    campaign = config.campaign
+    data = {**to_dict(campaign.data), "root": None}
+    text = json.dumps([data, to_dict(config.hospitals), config.sites, campaign.seed], sort_keys=True)
+    recipe = hashlib.sha256(text.encode()).hexdigest()[:12]
+    place = folder / "data" / f"{campaign.data.kind}-{recipe}"
+    with locked(folder / "data" / f"{recipe}.lock"):
+        prepared = prepare(config, campaign.seed, place, lambda *progress: None)
+    stores = {name: item.store for name, item in prepared.items()}
+    datas = tuple(open_site(store, name, campaign) for name, store in stores.items())
+    return Cohort(datas, merge(datas), stores, recipe)
+
+
+def _models(
+    cell: Cell, data: Cohort, folder: Path, machine: MachineConfig, say: Say
+) -> tuple[list[Networks], list[Mapping[str, Any]]]:
+    campaign = cell.config.campaign
+    match cell.setting:
+        case "untrained":
+            return [replace(build_networks(campaign), enhancer=_NonLocalMeans())], []
+        case "pooled":
+            networks, records = train_pooled(campaign, data.together.train, machine, say)
+            return [networks], records
+        case "local":
+            return [train_local(campaign, site, machine, lambda step: None).networks for site in data.datas], []
+        case "federated":
+            place = folder / "federations" / cell.key
+            result = run_federation(campaign, data.stores, place, cell.config.transport, machine)
+            networks = build_networks(campaign)
+            load_arrays(networks, result.weights)
+            shutil.rmtree(place, ignore_errors=True)
+            return [networks], [_record(record) for record in result.records if record["training"]]
+    raise AssertionError(cell.setting)
+
+
+def _record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A federation's round as a mean over its sites, with what the coordinator's gate did."""
+    sites = list(record["training"].values())
+    common = set.intersection(*(set(site) for site in sites))
+    means = {key: float(np.mean([site[key] for site in sites])) for key in sorted(common)}
+    extra = {key: record[key] for key in ("promotion", "bytes_up", "bytes_down") if key in record}
+    return {**means, **extra}
+
+
+def train_pooled(
+    campaign: CampaignConfig, slices: Slices, machine: MachineConfig, say: Say
+) -> tuple[Networks, list[Mapping[str, Any]]]:
+    """`rounds * local_steps` steps on all sites' slices, one optimiser from the first to the last."""
+    networks = build_networks(campaign)
+    state: TrainingState | None = None
+    records: list[Mapping[str, Any]] = []
+    rounds, steps = campaign.rounds.rounds, campaign.training.local_steps
+    for number in range(1, rounds + 1):
+        record, state = train_round(
+            networks, slices, campaign, machine, site="pooled", round=number, steps=steps, state=state
+        )
+        records.append(record)
+        say(f"{number * steps}/{rounds * steps} steps")
+    return networks, records
+
+
+def _rows(
+    cell: Cell, networks: Networks, data: SiteData, judges: Mapping[str, nn.Module], machine: MachineConfig
+) -> list[Row]:
+    """Degraded, clean and the model's own row, on validation and on test."""
+    rows = []
+    for split in ("validation", "test"):
+        slices: Slices = getattr(data, split)
+        if not len(slices):
+            continue
+        wanted = judges if split == "test" else {}
+        rows += _judged(cell, networks, slices, wanted, cell.config.campaign, machine, split, cell.downstream)
+    return rows
+
+
+def _cross_rows(cell: Cell, networks: Networks, folder: Path, machine: MachineConfig) -> list[Row]:
+    """The enhancer on another data set's test patients, with that data set's own judge."""
+    cross = cell.config.cross
+    assert cross is not None
+    campaign = replace(cell.config.campaign, data=cross.data)
+    there = replace(cell.config, campaign=campaign, hospitals=cross.hospitals, sites=len(cross.hospitals.sites))
+    data = opened(there, folder)
+    judge = judge_of(campaign, data.together, data.recipe, folder / "judges", machine)
+    apart = Networks(networks.enhancer, judge)  # its own recogniser knows other classes
+    rows = _judged(cell, apart, data.together.test, {"judge": judge}, campaign, machine, "test", downstream=False)
+    own = ("dice", "accuracy", "auc")
+    return [{key: value for key, value in row.items() if not key.startswith(own)} for row in rows]
+
+
+def _judged(
+    cell: Cell,
+    networks: Networks,
+    slices: Slices,
+    judges: Mapping[str, nn.Module],
+    campaign: CampaignConfig,
+    machine: MachineConfig,
+    split: str,
+    downstream: bool,
+) -> list[Row]:
+    figures: dict[str, dict[str, float]] = {}
+    values = evaluate(networks, slices, campaign, machine).values
+    for state in ("degraded", "clean", "enhanced"):
+        figures[state] = metrics_of([values], state)
+    for name, judge in judges.items():
+        found = evaluate(Networks(networks.enhancer, judge), slices, campaign, machine).values
+        for state, of_state in figures.items():
+            of_state |= _of_judge(metrics_of([found], state), name)
+        if name in DOWNSTREAM and downstream:
+            harmless = replace(campaign, degrade=DegradeConfig(kind="gaussian", sigma=(0.0, 0.0)))
+            harmless = replace(harmless, enhance=replace(campaign.enhance, data_consistency=False))
+            found = evaluate(Networks(networks.enhancer, judge), slices, harmless, machine).values
+            figures["enhanced"] |= {
+                f"no_harm_{key}": value for key, value in _of_judge(metrics_of([found], "enhanced"), name).items()
+            }
+    labels = {**labels_of(to_dict(cell.config.campaign)), **_conditions(cell), "split": split}
+    labels["test_data"] = campaign.data.kind
+    settings = {"degraded": "degraded", "clean": "clean", "enhanced": cell.setting}
+    return [
+        {**labels, "setting": settings[state], "test_site": "all", "n": len(slices), **of_state}
+        for state, of_state in figures.items()
+    ]
+
+
+def _of_judge(metrics: Mapping[str, float], name: str) -> dict[str, float]:
+    """`judge_dice`, `judge_accuracy`, or `dice_<net>` of one of the four downstream networks."""
+    found = {key: metrics[key] for key in ("dice", "accuracy") if key in metrics}
+    return {f"{key}_{name}" if name in DOWNSTREAM else f"{name}_{key}": value for key, value in found.items()}
+
+
+def _conditions(cell: Cell) -> Row:
+    """What the tables sort by, beside the labels that every row has."""
+    campaign = cell.config.campaign
+    objective = campaign.objective
+    row: Row = {
+        "recognition": objective.recognition if objective.steers else "none",
+        "auxiliaries": objective.auxiliaries,
+        "adam_states": campaign.training.adam_states,
+        "optimiser": campaign.training.optimiser,
+        "promotion": campaign.strategy.promotion,
+        "enhancer": campaign.enhance.kind,
+        "recogniser": campaign.recognise.kind,
+        "data_consistency": campaign.enhance.data_consistency,
+        "relative": objective.relative,
+        "norm_cap": objective.norm_cap,
+        "cell": cell.key,
+    }
+    if campaign.degrade.kind in ("gaussian", "composite"):
+        row["sigma"] = campaign.degrade.sigma[1]
+    if campaign.enhance.kind == "cnn3":
+        row["method"] = "cnn3"
+    if campaign.enhance.attention:
+        row["method"] = "sa-wgan"
+    if cell.setting == "untrained":
+        row |= {"method": "nlm", "recognition": "none", "gate": "off"}
+    return row
+
+
+def _mean_rows(of_models: Sequence[list[Row]]) -> list[Row]:
+    """Rows of several models judged by the same images (local ones): the mean of each figure."""
+    means = []
+    for rows in zip(*of_models, strict=True):
+        figures = {key for key, value in rows[0].items() if isinstance(value, float) and key not in _LABELS}
+        mean = {key: float(np.mean([row[key] for row in rows])) for key in rows[0] if key in figures}
+        means.append({**rows[0], **mean})
+    return means
+
+
+_LABELS = ("lambda", "sigma", "norm_cap")
+
+
+class _NonLocalMeans(nn.Module):
+    """A denoiser that learns nothing, in the place of an enhancer."""
+
+    def forward(self, image_BCHW: Tensor) -> Tensor:
+        from simulation.study.denoisers import non_local_means
+
+        return non_local_means(image_BCHW)

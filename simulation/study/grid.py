@@ -1,0 +1,95 @@
+"""A study's tables in, its cells out: which campaigns to run, in which order, under which key each result is kept."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from shared.config import SimulationConfig, StudyConfig, TableConfig, load, to_dict
+
+REAL = ("hippocampus", "pneumonia", "totalseg", "store")
+"""Kinds of data that are read from a folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One campaign with one seed; several tables may ask for the same."""
+
+    tables: tuple[str, ...]
+    setting: str
+    seed: int
+    overrides: tuple[str, ...]
+    """Everything that was typed, the table's common part first."""
+    varied: tuple[str, ...]
+    """What distinguishes it within its first table."""
+    downstream: bool
+    config: SimulationConfig
+    key: str
+
+    @property
+    def missing(self) -> str | None:
+        """The data set whose folder was not given."""
+        kinds = [self.config.campaign.data, *([self.config.cross.data] if self.config.cross else [])]
+        return next((data.kind for data in kinds if data.kind in REAL and data.root is None), None)
+
+
+def planned(study: StudyConfig, budget: str) -> list[Cell]:
+    """All cells in the order of the tables, each once; seeds outside, so that a first seed of a table is whole early.
+
+    Raises ConfigError naming the table with an override that is not one.
+    """
+    cells: dict[str, Cell] = {}
+    for table in study.tables:
+        for cell in _of_table(table, study, budget):
+            known = cells.get(cell.key)
+            tables = cell.tables if known is None else (*known.tables, table.name)
+            cells[cell.key] = replace(known or cell, tables=tuple(dict.fromkeys(tables)))
+    return list(cells.values())
+
+
+def _of_table(table: TableConfig, study: StudyConfig, budget: str) -> Iterator[Cell]:
+    common = [*study.common, *table.common]
+    combinations = [" ".join(parts) for parts in itertools.product(*table.vary)] if table.vary else []
+    loaded = [(words, _load([*common, *words.split()], study.roots, budget)) for words in (*combinations, *table.also)]
+    seeds = table.seeds or (loaded[0][1].seeds if loaded else ())
+    for seed in seeds:
+        for words, config in loaded:
+            seeded = replace(config, seeds=(seed,), campaign=replace(config.campaign, seed=seed))
+            yield Cell(
+                (table.name,),
+                table.setting,
+                seed,
+                (*common, *words.split()),
+                tuple(words.split()),
+                table.downstream,
+                seeded,
+                key_of(seeded, table.setting, downstream=table.downstream),
+            )
+
+
+def _load(overrides: list[str], roots: Mapping[str, str], budget: str) -> SimulationConfig:
+    config = load("simulation", [*overrides, f"budget={budget}"], SimulationConfig)
+    data, cross = config.campaign.data, config.cross
+    if data.root is None and data.kind in roots:
+        config = replace(config, campaign=replace(config.campaign, data=replace(data, root=roots[data.kind])))
+    if cross is not None and cross.data.root is None and cross.data.kind in roots:
+        config = replace(config, cross=replace(cross, data=replace(cross.data, root=roots[cross.data.kind])))
+    return config
+
+
+def key_of(config: SimulationConfig, setting: str, *, downstream: bool) -> str:
+    """Digest of what the cell's figures follow from: not where its folders lie, nor how it is run."""
+    values = to_dict(config)
+    kept = {name: values[name] for name in ("campaign", "hospitals", "cross", "sites")}
+    for data in (kept["campaign"]["data"], *([kept["cross"]["data"]] if kept["cross"] else [])):
+        del data["root"]
+    kept["campaign"]["name"] = ""
+    if setting in ("federated", "local"):
+        kept["transport"] = values["transport"]
+    else:  # how the federation would be run, or summed up, is nothing to a model of pooled data
+        del kept["campaign"]["strategy"]
+    text = json.dumps([kept, setting, downstream], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:24]

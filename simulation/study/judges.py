@@ -1,0 +1,78 @@
+"""Recognisers that took no part in a training, kept in the run folder: the same ones judge every cell of their data.
+
+A judge sees all sites' clean training images and starts from weights of its own, so it favours no objective. Which
+images train and which test follows from the seed; there is one judge (and one of each downstream kind) per seed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from client.dataset import SiteData
+from shared.checkpoint import write_atomically
+from shared.config import CampaignConfig, DegradeConfig, EnhancerConfig, MachineConfig, ObjectiveConfig, to_dict
+from shared.networks import Networks, build_networks
+from shared.weights import load_arrays, to_arrays
+from simulation.comparators import train_judge
+from simulation.study.locks import locked
+
+DOWNSTREAM = ("unet", "vnet", "resunet", "voxresnet")
+
+
+def judge_of(
+    campaign: CampaignConfig, together: SiteData, hospitals: str, folder: Path, machine: MachineConfig, kind: str = ""
+) -> nn.Module:
+    """The kept judge of this data and seed, trained first where there is none. `hospitals` says whose images they are;
+    `kind` is one of DOWNSTREAM, or empty for a recogniser of the default kind."""
+    asked = _asked(campaign, kind)
+    key = _key(asked, hospitals)
+    with locked(folder / f"{key}.lock"):
+        kept = folder / f"{key}.npz"
+        networks = build_networks(asked)
+        if kept.is_file():
+            with np.load(kept, allow_pickle=False) as arrays:
+                load_arrays(networks, {name: arrays[name] for name in to_arrays(networks)})
+        else:
+            networks = train_judge(asked, together, machine, lambda step: None).networks
+            write_atomically(kept, _npz(networks))
+    return networks.recogniser.eval()
+
+
+def _asked(campaign: CampaignConfig, kind: str) -> CampaignConfig:
+    """What only concerns the enhancer is set to one thing, so that one judge serves all cells of a data set."""
+    recognise = campaign.recognise
+    depth = min(recognise.depth, 4)
+    wanted = replace(recognise, kind=kind or ("cnn" if recognise.kind == "cnn" else "unet"), depth=depth, dropout=0.0)
+    return replace(
+        campaign,
+        name="judge",
+        degrade=DegradeConfig(kind="gaussian"),
+        enhance=EnhancerConfig(kind="cnn3", channels=1),
+        recognise=wanted,
+        objective=ObjectiveConfig(kind="plain"),
+        training=replace(campaign.training, optimiser="adam", adam_states="one", batch_size=_BATCH),
+        strategy=replace(campaign.strategy, promotion="none"),
+    )
+
+
+_BATCH = 4
+
+
+def _key(campaign: CampaignConfig, hospitals: str) -> str:
+    values = to_dict(campaign)
+    del values["data"]["root"], values["strategy"]
+    return hashlib.sha256(json.dumps([values, hospitals], sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _npz(networks: Networks) -> bytes:
+    from io import BytesIO
+
+    buffer = BytesIO()
+    np.savez(buffer, allow_pickle=False, **to_arrays(networks))
+    return buffer.getvalue()

@@ -1,0 +1,176 @@
+"""`wardround-simulate experiment=enhancement`: every cell that is not there yet, then the report over all that are.
+
+    run_dir/cells/<key>.json     a finished cell; it is never run again unless fresh=true
+    run_dir/data, judges         what cells share
+
+An interruption loses the cell that was running. Several processes may share a run folder: each takes the next cell that
+nobody works at, so the same command started twice uses two cores. A cell names the code that it was run with; cells of
+earlier code are kept and counted in the report, since a study takes days and code changes daily.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from server.about import versions
+from server.report import write_report
+from server.wording import duration_shown
+from shared.checkpoint import write_atomically
+from shared.config import SimulationConfig, StudyConfig, campaign_digest, to_dict
+from shared.errors import ConfigError, DataError
+from simulation.study.cell import Result, run_cell
+from simulation.study.grid import Cell, planned
+from simulation.study.locks import free
+from simulation.study.tables import claims_of
+
+ROOT = Path(__file__).parents[2]
+CODE = ("client", "shared", "simulation/study/cell.py", "simulation/study/judges.py", "simulation/hospitals")
+"""What a cell's figures follow from."""
+
+
+def run_study(config: SimulationConfig, console: Console) -> Path:
+    """Run what is missing, write the report; returns the path of report.html."""
+    assert config.study is not None
+    folder = Path(config.run_dir)
+    try:
+        (folder / "cells").mkdir(parents=True, exist_ok=True)
+    except OSError:
+        raise ConfigError("run_dir is a file, lies in one, or may not be written; choose another folder") from None
+    cells = planned(config.study, config.budget)
+    wanted = [cell for cell in cells if not config.study.only or set(cell.tables) & set(config.study.only)]
+    _announce(wanted, folder, console, fresh=config.fresh)
+    done = 0
+    for number, cell in enumerate(wanted, start=1):
+        if config.study.limit is not None and done >= config.study.limit:
+            break
+        done += _one(cell, f"[{number}/{len(wanted)}]", folder, config, console)
+    report = write_study(folder, config, cells)
+    console.print(f"{len(_results(folder, cells))} of {len(cells)} cells are there")
+    return report
+
+
+def _announce(cells: Sequence[Cell], folder: Path, console: Console, *, fresh: bool) -> None:
+    kept = 0 if fresh else sum(_path(folder, cell).is_file() for cell in cells)
+    console.print(f"{len(cells)} cells, {kept} of them kept from earlier runs")
+    for kind in sorted({cell.missing for cell in cells if cell.missing}):
+        number = sum(cell.missing == kind for cell in cells)
+        console.print(f"{number} cells need study.roots.{kind}=FOLDER and are left out", markup=False)
+
+
+def _one(cell: Cell, place: str, folder: Path, config: SimulationConfig, console: Console) -> int:
+    """Run the cell unless it is kept, lacks its data, or another process is at it; 1 if it was run."""
+    path = _path(folder, cell)
+    if cell.missing or (path.is_file() and not config.fresh):
+        return 0
+    with free(path.with_suffix(".lock")) as mine:
+        if not mine or (path.is_file() and not config.fresh):
+            return 0
+        words = " ".join(cell.varied) or "one cell"
+        console.print(f"{place} {cell.tables[0]}: {words} seed={cell.seed}", markup=False, soft_wrap=True)
+        with console.status("") as status:
+            result = run_cell(cell, folder, config.machine, lambda text: status.update(f"  {text}"))
+        kept = {**asdict(result), "code": code_digest(), "overrides": cell.overrides, "seed": cell.seed}
+        write_atomically(path, json.dumps(kept, allow_nan=False).encode())
+        console.print(f"{place} {_shown(result.rows)} in {duration_shown(result.seconds)}", markup=False)
+    return 1
+
+
+def _shown(rows: Sequence[Mapping[str, Any]]) -> str:
+    of_model = [row for row in rows if row["split"] == "test" and row["setting"] not in ("degraded", "clean")]
+    keys = ("psnr_db", "dice", "accuracy", "judge_dice", "judge_accuracy")
+    return ", ".join(f"{key} {of_model[0][key]:.3f}" for key in keys if key in of_model[0])
+
+
+def _path(folder: Path, cell: Cell) -> Path:
+    return folder / "cells" / f"{cell.key}.json"
+
+
+def code_digest() -> str:
+    digest = hashlib.sha256()
+    for part in CODE:
+        path = ROOT / part
+        for source in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(source.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _results(folder: Path, cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
+    """The kept cells of the plan, by key; DataError where one cannot be read."""
+    kept = {}
+    for cell in cells:
+        path = _path(folder, cell)
+        if path.is_file():
+            try:
+                values = json.loads(path.read_text())
+                kept[cell.key] = {**values, **asdict(Result(tuple(values["rows"]), tuple(values["rounds"]), 0.0))}
+                kept[cell.key]["seconds"] = float(values["seconds"])
+            except (ValueError, KeyError, TypeError):
+                raise DataError(f"the kept cell {path.name} cannot be read; remove it and run again") from None
+    return kept
+
+
+def write_study(folder: Path, config: SimulationConfig, cells: Sequence[Cell]) -> Path:
+    """record.json over all kept cells, then the report."""
+    assert config.study is not None
+    kept = _results(folder, cells)
+    there = [cell for cell in cells if cell.key in kept]
+    rows = [{**row, "table": table} for cell in there for table in cell.tables for row in kept[cell.key]["rows"]]
+    code = code_digest()
+    record = {
+        "experiment": config.experiment,
+        "seeds": sorted({cell.seed for cell in there}),
+        "config_digest": campaign_digest(config.campaign),
+        "versions": versions(),
+        "wall_s": sum(kept[cell.key]["seconds"] for cell in there),
+        "rows": rows,
+        "claims": claims_of(rows),
+        "runs": [],
+        "config": to_dict(config),
+        "sites": {},
+        "timings": {},
+        "study": {
+            "tables": _tables(config.study, cells, kept),
+            "earlier_code": sum(kept[cell.key]["code"] != code for cell in there),
+            "cells": [_sheet(cell, kept[cell.key]) for cell in there],
+        },
+    }
+    write_atomically(folder / "record.json", (json.dumps(record, allow_nan=False) + "\n").encode())
+    return write_report(folder)
+
+
+def _tables(study: StudyConfig, cells: Sequence[Cell], kept: Mapping[str, Any]) -> list[dict[str, Any]]:
+    tables = []
+    for table in study.tables:
+        of_table = [cell for cell in cells if table.name in cell.tables]
+        missing = [cell for cell in of_table if cell.key not in kept]
+        tables.append(
+            {
+                "name": table.name,
+                "title": table.title,
+                "question": table.question,
+                "common": [*study.common, *table.common],
+                "planned": len(of_table),
+                "done": len(of_table) - len(missing),
+                "missing": [f"{' '.join(cell.varied)} seed={cell.seed}" for cell in missing],
+            }
+        )
+    return tables
+
+
+def _sheet(cell: Cell, kept: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "key": cell.key,
+        "tables": list(cell.tables),
+        "setting": cell.setting,
+        "seed": cell.seed,
+        "overrides": list(cell.overrides),
+        "seconds": kept["seconds"],
+        "rounds": kept["rounds"],
+    }
