@@ -7,12 +7,22 @@ exact, nothing has to be averaged between sites, and per-patient clipping stays 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from shared.seeding import generator
+
+
+Conv = type[nn.Conv2d] | type[nn.Conv3d]
+
+
+def convolution(dims: int) -> Conv:
+    """The layer for images (2) or volumes (3)."""
+    assert dims in (2, 3), dims
+    return nn.Conv2d if dims == 2 else nn.Conv3d
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -50,26 +60,37 @@ def built(make: Callable[[], nn.Module], seed: int, *purpose: str) -> nn.Module:
         network = make()
     rng = generator(seed, "weights", *purpose)
     for module in network.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
+        if isinstance(module, nn.Conv2d | nn.Conv3d | nn.Linear):
             if getattr(module, "starts_at_zero", False):
                 nn.init.zeros_(module.weight)
             else:
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=rng)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.GroupNorm):
+        elif isinstance(module, nn.ConvTranspose2d):
+            # torch counts the fan of the convolution that it transposes: an output pixel meets every input channel
+            # in as many places of the kernel as there are strides in it.
+            places = math.prod(module.kernel_size) / math.prod(module.stride)
+            nn.init.normal_(module.weight, std=math.sqrt(2 / (module.in_channels * places)), generator=rng)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.GroupNorm | nn.BatchNorm2d | nn.BatchNorm3d):
+            assert not list(module.buffers(recurse=False)), "running statistics would drift between sites"
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.PReLU):
             nn.init.constant_(module.weight, 0.25)
+        elif getattr(module, "starts_at_zero", False):
+            for parameter in module.parameters(recurse=False):
+                nn.init.zeros_(parameter)
         else:
             own = list(module.parameters(recurse=False)) + list(module.buffers(recurse=False))
             assert not own, f"no initialisation for {type(module).__name__}"
     return network
 
 
-def zero_conv(channels_in: int, channels_out: int, *, size: int = 3) -> nn.Conv2d:
+def zero_conv(channels_in: int, channels_out: int, *, size: int = 3, dims: int = 2) -> nn.Conv2d | nn.Conv3d:
     """A convolution that `built` starts at zero."""
-    conv = nn.Conv2d(channels_in, channels_out, size, padding=size // 2)
+    conv = convolution(dims)(channels_in, channels_out, size, padding=size // 2)
     conv.starts_at_zero = True  # type: ignore[assignment]
     return conv

@@ -19,7 +19,7 @@ ALLOWED = {
 }
 ONLY_IN = {
     "flwr": ("client/app.py", "server/app.py", "shared/wire/flower.py", "simulation/run.py", "simulation/bench/"),
-    "monai": ("simulation/bench/",),
+    "monai": ("shared/recognise/downstream.py", "simulation/bench/"),
     "ray": ("simulation/run.py", "simulation/bench/"),
     "pydicom": ("client/ingest/", "client/enhance", "simulation/hospitals/", "simulation/bench/ingest.py"),
     "highdicom": ("client/ingest/", "client/enhance", "simulation/hospitals/"),

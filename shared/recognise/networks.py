@@ -2,6 +2,7 @@
 
     unet   U-Net (Ronneberger et al. 2015) with additive skips; the class head pools its deepest features
     cnn    two convolutions and a linear layer: diagnosis only, for very small runs
+    vnet, resunet, voxresnet    shared.recognise.downstream
 
 `features` are the decoder's feature maps from coarse to fine, returned in a list: who needs saliency or an embedding
 takes it from there, and no hook is ever registered.
@@ -10,22 +11,14 @@ takes it from there, and no hook is ever registered.
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from shared.blocks import built, conv_block, halved_BCHW, upsampled_BCHW
 from shared.config import RecogniserConfig
-
-
-class Recognition(NamedTuple):
-    """What a recogniser says about a batch; a head that the campaign does not ask for is None."""
-
-    mask_logits_BKHW: Tensor | None
-    """K = 1 + foreground classes; class 0 is background."""
-    diagnosis_logits_BN: Tensor | None
-    features: list[Tensor]
+from shared.recognise.downstream import DOWNSTREAM
+from shared.recognise.recognition import Recognition
 
 
 class UNetRecogniser(nn.Module):
@@ -94,6 +87,11 @@ def build_recogniser(
     def make() -> nn.Module:
         if config.kind == "cnn":
             return CNNRecogniser(channels, config, num_diagnoses)
+        if config.kind in DOWNSTREAM:
+            return DOWNSTREAM[config.kind](channels, config, num_masks, num_diagnoses)
         return UNetRecogniser(channels, config, num_masks, num_diagnoses)
 
     return built(make, seed, "recogniser")
+
+
+__all__ = ["CNNRecogniser", "Recognition", "UNetRecogniser", "build_recogniser"]

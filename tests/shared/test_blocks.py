@@ -32,6 +32,15 @@ def test_convolutions_keep_the_variance_of_what_they_pass_on() -> None:
     assert 0.8 < float(ratio) < 1.2
 
 
+@pytest.mark.parametrize(("size", "stride", "padding"), [(2, 2, 0), (4, 2, 1), (3, 1, 1)])
+def test_transposed_convolutions_keep_the_variance_too(size: int, stride: int, padding: int) -> None:
+    network = built(lambda: nn.ConvTranspose2d(64, 32, size, stride=stride, padding=padding), 0, "test")
+    image = torch.randn(4, 64, 32, 32, generator=torch.Generator().manual_seed(0)).relu()
+    with torch.no_grad():
+        ratio = network(image)[..., 2:-2, 2:-2].square().mean() / (2 * image.square().mean())
+    assert 0.8 < float(ratio) < 1.2
+
+
 def test_a_zero_convolution_starts_at_zero() -> None:
     network = built(lambda: zero_conv(4, 1), 0, "test")
     assert all(not parameter.detach().any() for parameter in network.parameters())

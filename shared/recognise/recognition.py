@@ -1,0 +1,31 @@
+"""What a recogniser says, and the head that reads a diagnosis from feature maps."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Recognition(NamedTuple):
+    """What a recogniser says about a batch; a head that the campaign does not ask for is None."""
+
+    mask_logits_BKHW: Tensor | None
+    """K = 1 + foreground classes; class 0 is background."""
+    diagnosis_logits_BN: Tensor | None
+    features: list[Tensor]
+
+
+class PooledHead(nn.Module):
+    """Mean and maximum over the image, then a linear layer: a lesion of a few pixels drowns in the mean alone."""
+
+    def __init__(self, width: int, num_diagnoses: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(2 * width, num_diagnoses)
+
+    def forward(self, features_BCHW: Tensor) -> Tensor:
+        pooled_BC = torch.cat([features_BCHW.mean((2, 3)), features_BCHW.amax((2, 3))], dim=1)
+        logits_BN: Tensor = self.linear(self.dropout(pooled_BC))
+        return logits_BN
