@@ -42,6 +42,8 @@ GROUPS = ["data", "degrade", "enhance", "objective", "strategy"]
 @pytest.mark.parametrize(("group", "choice"), [(group, choice) for group in GROUPS for choice in choices(group)])
 def test_every_choice_of_every_group_composes(group: str, choice: str) -> None:
     extra = ["data=phantom"] if group == "degrade" else []
+    if choice == "vgg-wgan":
+        extra = ["objective.vgg_weights=vgg19.pth"]
     config = load("simulation", [f"{group}={choice}", *extra], SimulationConfig)
     assert getattr(config.campaign, group).kind == choice
 
@@ -59,7 +61,10 @@ def test_the_command_line_beats_the_experiment() -> None:
     [
         ("foo=1", "unknown key 'foo'"),
         ("data.rot=/data", "did you mean data.root"),
-        ("objective=gradpom", "choose one of frozen, gradprom, joint, plain"),
+        (
+            "objective=gradpom",
+            "choose one of estr, frozen, gradprom, joint, mse-wgan, plain, todnet",
+        ),
         ("sites=many", "sites must be int"),
         ("sites=true", "sites must be int"),
         ("budget=huge", "one of quick, full"),
@@ -86,6 +91,14 @@ def test_the_command_line_beats_the_experiment() -> None:
         ("data.ingest.deidentify.options=[retain_everything]", "may hold"),
         ("name=a/b", "letters, digits"),
         ("objective.mask_weight=-1", "not be negative"),
+        ("objective=vgg-wgan", "needs objective.vgg_weights=FILE"),
+        ("objective.gate=locked", "one of global, layer, weighted, projected, confident"),
+        ("objective.norm_cap=0", "above 0"),
+        ("objective.confidence=1", "[0.5, 1)"),
+        ("objective.micro_batches=1", "2 or more"),
+        ("objective.critic.channels=0", "1 or more"),
+        ("enhance.attention=true", "belong to enhance=todnet"),
+        ("enhance.data_consistency=true", "choose degrade=kspace"),
         ("training.learning_rate=nan", "learning_rate must be a finite number"),
         ("training.weight_decay=inf", "finite"),
         ("degrade.sigma=[0,inf]", "sigma[1] must be a finite number"),

@@ -12,8 +12,10 @@
                 <d, g> >= |g|^2; where the expected cosine is 0 it opens with probability 1 - confidence at most
                 (nominal: for independent, normal cosines)
 
-All hold for the gradients of the batch that the step is taken on, for any lambda >= 0. `capped` adds |d| <=
-(1 + kappa) |g|: with it d goes to 0 where g does, so that a stationary point of the main loss is one of the step.
+All hold for the gradients of the batch that the step is taken on, for any lambda >= 0, up to rounding. `capped` adds
+|d| <= (1 + kappa) |g|: with it d goes to 0 where g does, so that a stationary point of the main loss is one of the
+step.
+
 Equal is closed: at <g, v> = 0 nothing passes, and so nothing passes of a v that is not finite.
 
 Du, Czarnecki et al. https://arxiv.org/abs/1812.02224. Yu et al. (PCGrad) https://arxiv.org/abs/2001.06782.
@@ -47,17 +49,22 @@ def passed(
     assert objective.gated
     match objective.gate:
         case "global":
-            return _where(torch.dot(g_D, v_D) > 0, v_D)
+            return _where(_agree(torch.dot(g_D, v_D)), v_D)
         case "layer":
             return layerwise(g_D, v_D, blocks)
         case "weighted":
-            return _where(torch.dot(g_D, v_D) > 0, cosine(g_D, v_D) * v_D)
+            return _where(_agree(torch.dot(g_D, v_D)), cosine(g_D, v_D) * v_D)
         case "projected":
             return projected(g_D, v_D)
         case "confident":
             assert cosines_M is not None
             sure = lower_bound(cosines_M, objective.confidence) > 0
-            return _where((torch.dot(g_D, v_D) > 0) & sure, v_D)
+            return _where(_agree(torch.dot(g_D, v_D)) & sure, v_D)
+
+
+def _agree(dots: Tensor) -> Tensor:
+    # An infinite v has a dot product of +inf as easily as of NaN.
+    return (dots > 0) & torch.isfinite(dots)
 
 
 def _where(opened: Tensor, v_D: Tensor) -> Passed:
@@ -68,7 +75,7 @@ def _where(opened: Tensor, v_D: Tensor) -> Passed:
 def layerwise(g_D: Tensor, v_D: Tensor, blocks: Sequence[int]) -> Passed:
     """A gate per block of weights: one convolution's kernel, one norm's scale."""
     dots = torch.stack([part.sum() for part in torch.split(g_D * v_D, list(blocks))])
-    opened = dots > 0
+    opened = _agree(dots)
     sizes = torch.tensor(blocks, device=opened.device)
     opened_D = torch.repeat_interleave(opened, sizes, output_size=len(v_D))
     return Passed(torch.where(opened_D, v_D, 0.0), opened.float().mean())
@@ -79,7 +86,7 @@ def projected(g_D: Tensor, v_D: Tensor) -> Passed:
     dot, square = torch.dot(g_D, v_D), torch.dot(g_D, g_D)
     against = dot.clamp(max=0) / square
     usable = torch.isfinite(dot) & (square > 0)
-    return Passed(torch.where(usable, v_D - against * g_D, 0.0), (dot > 0).float())
+    return Passed(torch.where(usable, v_D - against * g_D, 0.0), _agree(dot).float())
 
 
 def cosine(g_D: Tensor, v_D: Tensor) -> Tensor:

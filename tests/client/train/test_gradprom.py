@@ -19,10 +19,10 @@ from shared.config import CampaignConfig, ObjectiveConfig
 from shared.enhance.losses import enhancement_loss
 from shared.errors import DataError
 from shared.networks import Networks, build_networks
-from shared.recognise.losses import labelled, recognition_loss
+from shared.recognise.losses import labelled, recognition_loss, soft_target_losses, supervised_losses
 from shared.recognise.networks import Recognition
 
-KINDS = ("plain", "joint", "frozen", "gradprom")
+KINDS = ("plain", "joint", "frozen", "gradprom", "estr")
 
 
 def with_objective(campaign: CampaignConfig, kind: str, **changes: object) -> CampaignConfig:
@@ -86,7 +86,7 @@ def test_gradients_are_those_of_two_forwards_and_two_backwards(campaign: Campaig
         assert found.task_D == ()
     else:
         torch.testing.assert_close(found.task_D[0], v, rtol=1e-5, atol=1e-7)
-    if kind == "frozen":
+    if kind in ("frozen", "estr"):
         assert found.recogniser_D is None
     else:
         torch.testing.assert_close(found.recogniser_D, r, rtol=1e-5, atol=1e-7)
@@ -101,13 +101,13 @@ def test_one_step_moves_the_enhancer_as_the_rule_says(campaign: CampaignConfig, 
     networks, batch = moved_networks(campaign), make_batch()
     g, v, r = naive(networks, batch, campaign)
     weight = 0.3 * float(g.norm() / v.norm()) if relative else 0.3
-    open_gate = kind in ("joint", "frozen") or (kind == "gradprom" and float(g @ v) > 0)
+    open_gate = kind in ("joint", "frozen", "estr") or (kind == "gradprom" and float(g @ v) > 0)
     d = g + weight * v if open_gate else g
     before = weights(networks.enhancer), weights(networks.recogniser)
     found = gradprom.gradients(networks, batch, whole(batch), campaign)
     gradprom.update(networks, optimisers_of(networks, campaign), found, campaign)
     torch.testing.assert_close(weights(networks.enhancer), before[0] - 0.5 * d, rtol=1e-5, atol=1e-6)
-    moved = 0 * r if kind == "frozen" else r
+    moved = 0 * r if kind in ("frozen", "estr") else r
     torch.testing.assert_close(weights(networks.recogniser), before[1] - 0.5 * moved, rtol=1e-5, atol=1e-6)
 
 
@@ -282,3 +282,134 @@ def test_plain_keeps_the_task_away_from_the_enhancer(campaign: CampaignConfig) -
         ends.append((weights(networks.enhancer), weights(networks.recogniser)))
     assert torch.equal(ends[0][0], ends[1][0])
     assert not torch.equal(ends[0][1], ends[1][1])
+
+
+@pytest.mark.parametrize("kind", ["joint", "gradprom", "frozen", "estr"])
+@pytest.mark.parametrize("recognition", ["supervised", "unsupervised"])
+def test_separate_auxiliaries_have_the_gradients_of_their_own_losses(
+    campaign: CampaignConfig, kind: str, recognition: str
+) -> None:
+    """Masks, then diagnosis; the recogniser learns from their sum, and a micro batch's parts add up."""
+    campaign = with_objective(campaign, kind, auxiliaries="separate", recognition=recognition)
+    networks, batch = moved_networks(campaign), make_batch()
+    theta, phi = list(networks.enhancer.parameters()), list(networks.recogniser.parameters())
+
+    def losses_of() -> list[Tensor]:
+        said = networks.recogniser(networks.enhancer(batch.degraded_BCHW))
+        if recognition == "supervised":
+            return supervised_losses(said, batch, campaign.objective, labelled(batch))
+        return soft_target_losses(said, networks.recogniser(batch.clean_BCHW.clone()), campaign.objective)
+
+    expected = [gradprom.flat(torch.autograd.grad(losses_of()[task], theta)) for task in (0, 1)]
+    found = gradprom.gradients(networks, batch, whole(batch), campaign)
+    assert len(found.task_D) == 2
+    for ours, theirs in zip(found.task_D, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
+    together = gradprom.gradients(
+        networks, batch, whole(batch), with_objective(campaign, kind, auxiliaries="together", recognition=recognition)
+    )
+    torch.testing.assert_close(sum(found.task_D), together.task_D[0], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.recognise_loss, together.recognise_loss)
+    if kind in ("frozen", "estr"):
+        assert found.recogniser_D is None
+    else:
+        torch.testing.assert_close(found.recogniser_D, together.recogniser_D, rtol=1e-4, atol=1e-7)
+    if kind in ("joint", "gradprom") and recognition == "supervised":
+        r = gradprom.flat(torch.autograd.grad(torch.stack(losses_of()).sum(), phi))
+        torch.testing.assert_close(found.recogniser_D, r, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["gradprom", "estr"])
+def test_unsupervised_recognition_reads_no_label(campaign: CampaignConfig, kind: str) -> None:
+    campaign = with_objective(campaign, kind, recognition="unsupervised")
+    batch = make_batch()
+    other = replace(
+        batch,
+        mask_BHW=2 - batch.mask_BHW,
+        has_mask_B=~batch.has_mask_B,
+        diagnosis_B=torch.full_like(batch.diagnosis_B, -1),
+    )
+    found, same = (
+        gradprom.gradients(moved_networks(campaign), labels, whole(labels), campaign) for labels in (batch, other)
+    )
+    assert torch.equal(found.enhance_D, same.enhance_D)
+    assert torch.equal(found.task_D[0], same.task_D[0])
+    assert torch.equal(found.recognise_loss, same.recognise_loss)
+    assert float(found.task_D[0].norm()) > 0
+    if kind == "gradprom":
+        assert found.recogniser_D is not None
+        assert same.recogniser_D is not None
+        assert torch.equal(found.recogniser_D, same.recogniser_D)
+
+
+def test_what_the_recogniser_says_of_the_clean_image_is_a_target_and_learns_nothing(campaign: CampaignConfig) -> None:
+    """The recogniser's gradient is that with a constant target; if it flowed into the target too, it would differ."""
+    campaign = with_objective(campaign, "gradprom", recognition="unsupervised")
+    networks, batch = moved_networks(campaign), make_batch()
+    phi = list(networks.recogniser.parameters())
+
+    def of_recogniser(*, constant: bool) -> Tensor:
+        target = networks.recogniser(batch.clean_BCHW)
+        if constant:
+            target = Recognition(target.mask_logits_BKHW.detach(), target.diagnosis_logits_BN.detach(), [])
+        said = networks.recogniser(networks.enhancer(batch.degraded_BCHW).detach())
+        losses = [
+            weight * (a.softmax(1) - b.softmax(1)).square().mean()
+            for weight, a, b in (
+                (campaign.objective.mask_weight, said.mask_logits_BKHW, target.mask_logits_BKHW),
+                (campaign.objective.diagnosis_weight, said.diagnosis_logits_BN, target.diagnosis_logits_BN),
+            )
+        ]
+        return gradprom.flat(torch.autograd.grad(torch.stack(losses).sum(), phi))
+
+    found = gradprom.gradients(networks, batch, whole(batch), campaign)
+    torch.testing.assert_close(found.recogniser_D, of_recogniser(constant=True), rtol=1e-4, atol=1e-8)
+    assert float((of_recogniser(constant=False) - of_recogniser(constant=True)).norm()) > 1e-3 * float(
+        of_recogniser(constant=True).norm()
+    )
+
+
+def test_equal_images_leave_unsupervised_recognition_nothing_to_say(campaign: CampaignConfig) -> None:
+    """The untrained enhancer is the identity: degraded and clean alike, the loss and its gradients are 0."""
+    campaign = with_objective(campaign, "gradprom", recognition="unsupervised")
+    batch = make_batch()
+    batch = replace(batch, degraded_BCHW=batch.clean_BCHW)
+    found = gradprom.gradients(build_networks(campaign), batch, whole(batch), campaign)
+    assert float(found.recognise_loss) == 0
+    assert not bool(found.task_D[0].any())
+    assert found.recogniser_D is not None
+    assert not bool(found.recogniser_D.any())
+
+
+def test_a_step_with_two_tasks_moves_the_enhancer_by_the_sum_of_the_open_ones(campaign: CampaignConfig) -> None:
+    campaign = with_objective(campaign, "gradprom", relative=False, auxiliaries="separate", task_weight=0.5)
+    training = replace(campaign.training, optimiser="sgd", learning_rate=1.0, clip_norm=None)
+    campaign = replace(campaign, training=training)
+    networks = moved_networks(campaign)
+    before = weights(networks.enhancer)
+    g = torch.randn(len(before), generator=torch.Generator().manual_seed(0))
+    found = Gradients(
+        g, (2 * g, -3 * g), torch.zeros_like(weights(networks.recogniser)), torch.tensor(0.0), torch.tensor(0.0)
+    )
+    record = gradprom.update(networks, optimisers_of(networks, campaign), found, campaign)
+    torch.testing.assert_close(weights(networks.enhancer), before - 2 * g, rtol=1e-4, atol=1e-5)
+    assert record.gate_open is not None
+    assert float(record.gate_open) == 0.5
+    assert record.added is not None
+    assert float(record.added) == pytest.approx(1.0, rel=1e-5)
+    assert float(record.ascended) == 0
+
+
+def test_a_step_up_the_main_loss_is_recorded_as_one(campaign: CampaignConfig) -> None:
+    """Ungated, a large opposing task gradient wins; the record says what happened to the weights."""
+    campaign = with_objective(campaign, "joint", relative=False, task_weight=1.0)
+    training = replace(campaign.training, optimiser="sgd", learning_rate=0.1, clip_norm=1.0)
+    campaign = replace(campaign, training=training)
+    networks = moved_networks(campaign)
+    g = torch.randn(len(weights(networks.enhancer)), generator=torch.Generator().manual_seed(0))
+    for against, expected in ((-0.5, 0.0), (-2.0, 1.0)):
+        found = Gradients(
+            g, (against * g,), torch.zeros_like(weights(networks.recogniser)), torch.tensor(0.0), torch.tensor(0.0)
+        )
+        record = gradprom.update(networks, optimisers_of(networks, campaign), found, campaign)
+        assert float(record.ascended) == expected
