@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from client.train import gradprom, local
+from client.train import gates, gradprom, local
+from client.train.gradprom import Gradients, Optimisers, Share, StepRecord
 from client.train.local import TrainingState, batch_gradients, learning_rate, train_round
 from shared.config import CampaignConfig, MachineConfig, StrategyConfig
 from shared.errors import ConfigError, DataError
 from shared.networks import Networks, build_networks
+from shared.recognise.losses import labelled
 from shared.types import Arrays
 from shared.weights import difference, norm, to_arrays
 from tests.client.slices import disc_slices
@@ -233,3 +235,155 @@ def test_compiled_networks_end_where_plain_ones_end(campaign: CampaignConfig, ma
     assert list(plain) == list(compiled)
     for name, array in plain.items():
         np.testing.assert_allclose(compiled[name], array, atol=1e-4)
+
+
+def watched_update(monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
+    """What every step did: (<applied change of the enhancer's weights, g>, |g|), in float64 and from the outside."""
+    seen: list[tuple[float, float]] = []
+    plain_update = gradprom.update
+
+    def update(
+        networks: Networks, optimisers: Optimisers, found: Gradients, campaign: CampaignConfig, **more: object
+    ) -> StepRecord:
+        before = [parameter.detach().double().clone() for parameter in networks.enhancer.parameters()]
+        g = found.enhance_D.double().clone()
+        record = plain_update(networks, optimisers, found, campaign, **more)  # type: ignore[arg-type]
+        after = [parameter.detach().double() for parameter in networks.enhancer.parameters()]
+        change = torch.cat([(new - old).flatten() for new, old in zip(after, before, strict=True)])
+        seen.append((float(change @ g), float(g.norm())))
+        return record
+
+    monkeypatch.setattr(gradprom, "update", update)
+    return seen
+
+
+def with_training(campaign: CampaignConfig, **changes: object) -> CampaignConfig:
+    return replace(campaign, training=replace(campaign.training, **changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.05])
+@pytest.mark.parametrize(
+    ("gate", "auxiliaries"),
+    [
+        *((gate, "together") for gate in ("global", "layer", "weighted", "projected", "confident")),
+        ("global", "separate"),
+        ("confident", "separate"),
+    ],
+)
+def test_with_plain_sgd_no_step_of_a_run_goes_up_the_main_loss(
+    campaign: CampaignConfig,
+    machine: MachineConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    gate: str,
+    auxiliaries: str,
+    clip_norm: float | None,
+) -> None:
+    """The guarantee on what is really applied: float32 weights, lambda so large that an ungated step would fail."""
+    campaign = with_objective(campaign, "gradprom", gate=gate, auxiliaries=auxiliaries, task_weight=3.0, warmup=0.0)
+    campaign = with_training(campaign, optimiser="sgd", learning_rate=0.05, clip_norm=clip_norm)
+    seen = watched_update(monkeypatch)
+    record, _ = train_round(build_networks(campaign), disc_slices(12), campaign, machine, site="a", round=1, steps=30)
+    assert len(seen) == 30
+    assert all(uphill < 0 for uphill, norm_g in seen if norm_g > 0)
+    assert record["ascent_rate"] == 0
+    if gate not in ("projected", "confident"):
+        assert 0 < record["gate_open_rate"] <= 1
+        assert record["added_share"] > 0
+
+
+@pytest.mark.parametrize("kind", ["joint", "gradprom"])
+@pytest.mark.parametrize("adam_states", ["one", "two"])
+def test_with_adam_the_share_of_steps_that_go_up_is_measured(
+    campaign: CampaignConfig, machine: MachineConfig, monkeypatch: pytest.MonkeyPatch, kind: str, adam_states: str
+) -> None:
+    campaign = with_objective(campaign, kind, task_weight=10.0, warmup=0.0)
+    campaign = with_training(campaign, optimiser="adam", adam_states=adam_states, learning_rate=5e-3)
+    seen = watched_update(monkeypatch)
+    record, _ = train_round(build_networks(campaign), disc_slices(12), campaign, machine, site="a", round=1, steps=40)
+    went_up = sum(uphill >= 0 for uphill, norm_g in seen if norm_g > 0) / 40
+    assert record["ascent_rate"] == pytest.approx(went_up)
+    if kind == "joint":
+        assert went_up > 0, "the condition is too mild to tell a measurement from a constant"
+
+
+def test_at_a_small_lambda_the_main_loss_falls_to_that_of_plain(
+    campaign: CampaignConfig, machine: MachineConfig
+) -> None:
+    campaign = with_training(campaign, learning_rate=5e-3)
+    ends = {}
+    for kind in ("plain", "gradprom"):
+        changed = with_objective(campaign, kind, task_weight=0.03)
+        networks, records, state = build_networks(changed), [], None
+        for round in (1, 2):
+            record, state = train_round(
+                networks, disc_slices(16), changed, machine, site="a", round=round, steps=60, state=state
+            )
+            records.append(record["loss_enhance"])
+        assert records[1] < 0.7 * records[0]
+        ends[kind] = records[1]
+    assert ends["gradprom"] == pytest.approx(ends["plain"], rel=0.03)
+
+
+def confident(campaign: CampaignConfig, *, auxiliaries: str = "together", micro_batches: int = 4) -> CampaignConfig:
+    return with_objective(campaign, "gradprom", gate="confident", auxiliaries=auxiliaries, micro_batches=micro_batches)
+
+
+@pytest.mark.parametrize("auxiliaries", ["together", "separate"])
+def test_the_confident_gate_has_a_cosine_of_every_task_and_micro_batch(
+    campaign: CampaignConfig, machine: MachineConfig, auxiliaries: str
+) -> None:
+    sure = confident(campaign, auxiliaries=auxiliaries)
+    networks, batch = moved_networks(sure), make_batch(size=8)
+    found, size = batch_gradients(networks, batch, sure, machine, gradprom.gradients, 8)
+    assert size == 8
+    assert found.cosines_TM is not None
+    assert found.cosines_TM.shape == (1 if auxiliaries == "together" else 2, 4)
+    for column, part in enumerate(batch.micro_batches(2)):
+        # Counted by the labels of the whole batch, as the gradient that the gate lets through is.
+        counted = Share(part.size / batch.size, labelled(batch))
+        alone = gradprom.gradients(networks, part, counted, with_objective(sure, "gradprom", gate="global"))
+        for task, v_D in enumerate(alone.task_D):
+            expected = gates.cosine(alone.enhance_D, v_D)
+            torch.testing.assert_close(found.cosines_TM[task, column], expected, rtol=1e-3, atol=1e-5)
+    undivided, _ = batch_gradients(
+        networks, batch, with_objective(sure, "gradprom", gate="global"), machine, gradprom.gradients, 8
+    )
+    assert undivided.cosines_TM is None
+    torch.testing.assert_close(found.enhance_D, undivided.enhance_D, rtol=1e-4, atol=1e-6)
+    for ours, theirs in zip(found.task_D, undivided.task_D, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_the_confident_gate_counts_smaller_parts_where_memory_ran_out(
+    campaign: CampaignConfig, machine: MachineConfig
+) -> None:
+    sure = confident(campaign, micro_batches=2)
+    networks, batch = moved_networks(sure), make_batch(size=8)
+    undisturbed, _ = batch_gradients(networks, batch, sure, machine, gradprom.gradients, 8)
+    out_of_memory_above(networks, 2)
+    found, size = batch_gradients(networks, batch, sure, machine, gradprom.gradients, 8)
+    assert size == 2
+    assert undisturbed.cosines_TM is not None
+    assert found.cosines_TM is not None
+    assert (undisturbed.cosines_TM.shape, found.cosines_TM.shape) == ((1, 2), (1, 4))
+    torch.testing.assert_close(found.task_D[0], undisturbed.task_D[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("gate", ["global", "layer", "weighted", "projected"])
+def test_a_gate_that_asks_for_no_parts_does_not_see_where_memory_ran_out(
+    campaign: CampaignConfig, machine: MachineConfig, gate: str
+) -> None:
+    changed = with_objective(campaign, "gradprom", gate=gate, auxiliaries="separate", task_weight=2.0)
+    networks, batch = moved_networks(changed), make_batch(size=7)
+    blocks = [parameter.numel() for parameter in networks.enhancer.parameters()]
+
+    def direction() -> gradprom.Direction:
+        found, _ = batch_gradients(networks, batch, changed, machine, gradprom.gradients, 7)
+        assert found.cosines_TM is None
+        return gradprom.direction(found.enhance_D, found.task_D, changed.objective, blocks)
+
+    undisturbed = direction()
+    out_of_memory_above(networks, 2)
+    disturbed = direction()
+    torch.testing.assert_close(disturbed.d_D, undisturbed.d_D, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(disturbed.gate_open, undisturbed.gate_open)

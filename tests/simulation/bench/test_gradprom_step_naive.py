@@ -7,11 +7,12 @@ from client.train import gradprom
 from client.train.gradprom import Share
 from shared.recognise.losses import labelled
 from simulation.bench import gradprom_step_naive as bench
+from simulation.bench import steps
 
 
 def test_both_forms_find_the_same_gradients() -> None:
-    campaign, batch = bench._campaign(), bench._batch()
-    networks, _ = bench._side(campaign, 1, 1)
+    campaign, batch = steps.campaign(), steps.batch()
+    networks, _ = steps.side(campaign, 1, 1)
     share = Share(1.0, labelled(batch))
     ours, naive = (form(networks, batch, share, campaign) for form in (gradprom.gradients, bench.naive_gradients))
     for name in ("enhance_D", "task_D", "recogniser_D"):
