@@ -122,7 +122,7 @@ class StudyConfig:
 
     tables: tuple[TableConfig, ...]
     common: tuple[str, ...] = ()
-    roots: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    roots: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     """Folder of each real data set by kind; cells whose data have none are reported as not run."""
     only: tuple[str, ...] = ()
     """Names of tables to run now; empty: all."""

@@ -70,7 +70,7 @@ def _of_table(table: TableConfig, study: StudyConfig, budget: str) -> Iterator[C
             )
 
 
-def _load(overrides: list[str], roots: Mapping[str, str], budget: str) -> SimulationConfig:
+def _load(overrides: list[str], roots: Mapping[str, str | None], budget: str) -> SimulationConfig:
     config = load("simulation", [*overrides, f"budget={budget}"], SimulationConfig)
     data, cross = config.campaign.data, config.cross
     if data.root is None and data.kind in roots:
