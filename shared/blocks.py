@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from shared.seeding import generator
 
-
 Conv = type[nn.Conv2d] | type[nn.Conv3d]
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from client.batches import training_batches
 from client.dataset import Slices
-from client.train import gradprom, recognise
+from client.train import gradprom, recognise, todnet
 from client.train.gradprom import Anchor, Gradients, Optimisers, Share, StepRecord
 from client.train.optimiser import Split
 from shared.batch import Batch
@@ -31,7 +31,7 @@ from shared.config import CampaignConfig, MachineConfig
 from shared.errors import ConfigError
 from shared.networks import Networks, placed
 from shared.recognise.losses import labelled
-from shared.seeding import derived_seed
+from shared.seeding import derived_seed, generator
 from shared.types import Arrays
 
 LOWEST_RATE = 0.01
@@ -66,10 +66,11 @@ def train_round(
 ) -> tuple[Mapping[str, float], TrainingState]:
     """Train `networks` in place for `steps` steps of 1-based `round`.
 
-    The record holds loss_enhance, loss_recognise (means over steps), learning_rate (last), samples, seconds; ascent_rate,
-    the share of steps whose applied change of weights goes up the main loss; and where the task gradient was looked at
-    gate_open_rate, mean_cosine and added_share (|what recognition added| / |g|). `on_step(done, steps)` is called after
-    each step.
+    The record holds loss_enhance, loss_recognise (means over steps), learning_rate (last), samples, seconds;
+    ascent_rate, the share of steps whose applied change of weights goes up the main loss; where the task gradient was
+    looked at gate_open_rate, mean_cosine and added_share (|what recognition added| / |g|); and with a critic
+    wasserstein, its mean estimate of the distance between clean and enhanced images. `on_step(done, steps)` is called
+    after each step.
     Raises DataError if a loss or gradient is not finite (no weights must leave then), ConfigError if not even one
     image fits in memory.
     """
@@ -77,12 +78,11 @@ def train_round(
     device = placed(networks, machine)
     state = state or _fresh_state(networks, campaign)
     anchor = _anchor(networks, campaign)
-    main_loss = gradprom.fidelity(campaign)
+    main_loss, gaps = gradprom.fidelity(campaign), list[Tensor]()
     if networks.critic is not None:
-        from client.train import todnet
-
         assert state.optimisers.critic is not None
-        main_loss = todnet.main_loss(networks.critic, state.optimisers.critic, campaign)
+        rng = generator(campaign.seed, "site", site, "round", round, "critic")
+        main_loss = todnet.main_loss(networks.critic, state.optimisers.critic, campaign, rng, gaps)
     records: list[StepRecord] = []
     rate = 0.0
     coming = training_batches(slices, campaign, site=site, round=round, steps=steps, pin=device.type == "cuda")
@@ -108,6 +108,8 @@ def train_round(
     gradprom.require_finite(torch.stack([record.finite for record in records]).all())
     samples = float(steps * campaign.training.batch_size)
     spent = {"learning_rate": rate, "samples": samples, "seconds": time.perf_counter() - began}
+    if gaps:
+        spent["wasserstein"] = float(torch.stack(gaps).mean())
     return {**_means(records), **spent}, state
 
 
@@ -168,11 +170,7 @@ def learning_rate(campaign: CampaignConfig, progress: float) -> float:
 
 
 def _fresh_state(networks: Networks, campaign: CampaignConfig) -> TrainingState:
-    critic = None
-    if networks.critic is not None:
-        from client.train import todnet
-
-        critic = todnet.critic_optimiser(networks.critic, campaign)
+    critic = None if networks.critic is None else todnet.critic_optimiser(networks.critic, campaign)
     enhancer = gradprom.enhancer_optimiser(networks.enhancer, campaign)
     recogniser = gradprom.make_optimiser(networks.recogniser, campaign)
     return TrainingState(Optimisers(enhancer, recogniser, critic), campaign.training.batch_size)
@@ -218,8 +216,10 @@ def _compiled(networks: Networks, machine: MachineConfig) -> Iterator[Networks]:
 
     # Two products with one graph: the first must leave the buffers that the second reads.
     with functorch_config.patch(donated_buffer=False):
-        compiled = (cast(nn.Module, torch.compile(net)) for net in (networks.enhancer, networks.recogniser))
-        yield Networks(*compiled, networks.critic)
+        enhancer, recogniser = (
+            cast(nn.Module, torch.compile(network)) for network in (networks.enhancer, networks.recogniser)
+        )
+        yield Networks(enhancer, recogniser, networks.critic)
 
 
 def _means(records: list[StepRecord]) -> dict[str, float]:

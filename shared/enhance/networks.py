@@ -4,9 +4,11 @@
     srresnet   the generator of Ledig et al. 2017 (https://arxiv.org/abs/1609.04802) without up-scaling, which is the
                processing network of Liu et al. (https://arxiv.org/abs/1910.09185); GroupNorm in place of BatchNorm
     cnn3       three convolutions: a baseline and a small network for fast tests
+    todnet     shared/enhance/todnet.py, with self-attention on request
 
-The last convolution starts at zero, so that an untrained enhancer is the identity and training can only be measured
-against the degraded image, not against a random one. Values are not clamped: a clamp would cut the gradient.
+The last convolution starts at zero, so that an untrained enhancer is the identity (but for todnet's tanh form) and
+training can only be measured against the degraded image, not against a random one. Values are not clamped: a clamp
+would cut the gradient.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 from shared.blocks import built, conv_block, group_norm, halved_BCHW, upsampled_BCHW, zero_conv
 from shared.config import EnhancerConfig
+from shared.enhance.todnet import TODNetGenerator
 
 
 class ResidualUNet(nn.Module):
@@ -107,5 +110,7 @@ def build_enhancer(config: EnhancerConfig, channels: int, seed: int) -> nn.Modul
                 return SRResNet(channels, config.channels, config.depth)
             case "cnn3":
                 return ThreeConvolutions(channels, config.channels)
+            case "todnet":
+                return TODNetGenerator(channels, config)
 
     return built(make, seed, "enhancer")

@@ -7,6 +7,8 @@ Dice is taken per image, not over the batch: every loss is then a sum over image
 images, and micro batches add up to exactly the loss of the whole batch. It is averaged over the classes that the image
 shows: a term for absent classes would teach the recogniser, long before it can find a small lesion, that saying nothing
 is safe. What is falsely found there costs cross-entropy.
+
+Volumes (BCDHW, masks BDHW) are images with one axis more.
 """
 
 from __future__ import annotations
@@ -102,17 +104,18 @@ def supervised_losses(
 def mask_loss_B(logits_BKHW: Tensor, mask_BHW: Tensor) -> Tensor:
     """Soft Dice plus cross-entropy of each image; what it says of an image without a mask means nothing."""
     log_probabilities_BKHW = F.log_softmax(logits_BKHW, dim=1)
-    cross_entropy_B = F.nll_loss(log_probabilities_BKHW, mask_BHW, reduction="none").mean((1, 2))
+    cross_entropy_BHW = F.nll_loss(log_probabilities_BKHW, mask_BHW, reduction="none")
+    cross_entropy_B = cross_entropy_BHW.mean(tuple(range(1, mask_BHW.ndim)))
     return soft_dice_loss_B(log_probabilities_BKHW.exp(), mask_BHW) + cross_entropy_B
 
 
 def soft_dice_loss_B(probabilities_BKHW: Tensor, mask_BHW: Tensor) -> Tensor:
     """1 - (2 |p t| + s) / (|p| + |t| + s), averaged over the foreground classes that each image shows; 0 if none."""
-    classes = probabilities_BKHW.shape[1]
+    classes, space = probabilities_BKHW.shape[1], tuple(range(2, probabilities_BKHW.ndim))
     truth_BKHW = F.one_hot(mask_BHW, classes).movedim(-1, 1)[:, 1:].to(probabilities_BKHW.dtype)
     found_BKHW = probabilities_BKHW[:, 1:]
-    overlap_BK = (found_BKHW * truth_BKHW).sum((2, 3))
-    sizes_BK = found_BKHW.sum((2, 3)) + truth_BKHW.sum((2, 3))
+    overlap_BK = (found_BKHW * truth_BKHW).sum(space)
+    sizes_BK = found_BKHW.sum(space) + truth_BKHW.sum(space)
     loss_BK = 1 - (2 * overlap_BK + DICE_SMOOTHING_PX) / (sizes_BK + DICE_SMOOTHING_PX)
-    shown_BK = truth_BKHW.amax((2, 3))
+    shown_BK = truth_BKHW.amax(space)
     return (loss_BK * shown_BK).sum(1) / shown_BK.sum(1).clamp(min=1)
