@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from client.dataset import Slices
 from shared.batch import Batch
 from shared.config import CampaignConfig
-from shared.images.degrade import degrade_batch, draw
+from shared.images.degrade import KSpace, acquired_kspace, degrade_batch, draw
 from shared.seeding import generator
 
 READY_BATCHES = 3
@@ -67,13 +67,26 @@ def _training_batch(
     else:
         drawn = [Augmentation(False, 0, 0)] * len(chosen_B)
     clean_BCHW = augmented(slices.clean_NCHW[chosen_B], drawn)
+    measured: list[Tensor] = []
     if campaign.degrade.kind == "pairs":
         assert slices.degraded_NCHW is not None, "open_site refuses a site without pairs"
         degraded_BCHW = augmented(slices.degraded_NCHW[chosen_B], drawn)
     else:
-        degraded_BCHW = degrade_batch(clean_BCHW, [draw(campaign.degrade, degrade, campaign.data) for _ in chosen_B])
+        degraded_BCHW, *measured = _degraded(clean_BCHW, campaign, [degrade] * len(chosen_B))
     mask_BHW = augmented(slices.mask_NHW[chosen_B], drawn).long()
-    return Batch(degraded_BCHW, clean_BCHW, mask_BHW, slices.has_mask_N[chosen_B], slices.diagnosis_N[chosen_B])
+    labels = slices.has_mask_N[chosen_B], slices.diagnosis_N[chosen_B]
+    return Batch(degraded_BCHW, clean_BCHW, mask_BHW, *labels, *measured)
+
+
+def _degraded(clean_BCHW: Tensor, campaign: CampaignConfig, rngs: Sequence[torch.Generator]) -> tuple[Tensor, ...]:
+    """The degraded images; for data consistency also the k-space that was acquired of each, and its rows."""
+    degradations = [draw(campaign.degrade, rng, campaign.data) for rng in rngs]
+    degraded_BCHW = degrade_batch(clean_BCHW, degradations)
+    if not campaign.enhance.data_consistency:
+        return (degraded_BCHW,)
+    acquisitions = [degradation for degradation in degradations if isinstance(degradation, KSpace)]
+    assert len(acquisitions) == len(degradations), "CampaignConfig refuses data consistency without degrade=kspace"
+    return degraded_BCHW, *acquired_kspace(clean_BCHW, acquisitions)
 
 
 def draw_augmentation(height: int, width: int, rng: torch.Generator) -> Augmentation:
@@ -105,15 +118,17 @@ def evaluation_batches(slices: Slices, campaign: CampaignConfig, batch_size: int
 def evaluation_batch(slices: Slices, campaign: CampaignConfig, chosen_B: Tensor) -> Batch:
     """The given slices (int64 indices) with their evaluation degradation."""
     clean_BCHW = slices.clean_NCHW[chosen_B]
+    measured: list[Tensor] = []
     if campaign.degrade.kind == "pairs":
         assert slices.degraded_NCHW is not None, "open_site refuses a site without pairs"
         degraded_BCHW = slices.degraded_NCHW[chosen_B]
     else:
         names = [slices.identity[int(index)] for index in chosen_B]
         rngs = [generator(campaign.seed, "evaluation", "degrade", name) for name in names]
-        degraded_BCHW = degrade_batch(clean_BCHW, [draw(campaign.degrade, rng, campaign.data) for rng in rngs])
+        degraded_BCHW, *measured = _degraded(clean_BCHW, campaign, rngs)
     mask_BHW = slices.mask_NHW[chosen_B].long()
-    return Batch(degraded_BCHW, clean_BCHW, mask_BHW, slices.has_mask_N[chosen_B], slices.diagnosis_N[chosen_B])
+    labels = slices.has_mask_N[chosen_B], slices.diagnosis_N[chosen_B]
+    return Batch(degraded_BCHW, clean_BCHW, mask_BHW, *labels, *measured)
 
 
 def prefetched(batches: Iterator[Batch]) -> Generator[Batch, None, None]:

@@ -25,6 +25,7 @@ from client.batches import evaluation_batch, evaluation_batches
 from client.dataset import Slices
 from shared.batch import Batch
 from shared.config import CampaignConfig, MachineConfig
+from shared.enhance.consistency import enhanced_image
 from shared.images.quality import psnr_db_B, rmse_B, ssim_B
 from shared.metrics import moments
 from shared.networks import Networks, placed
@@ -123,7 +124,7 @@ def _judging(networks: Networks, machine: MachineConfig) -> Iterator[torch.devic
 
 def _states(networks: Networks, batch: Batch, machine: MachineConfig) -> dict[str, Tensor]:
     with _autocast(batch.clean_BCHW, machine):
-        enhanced_BCHW = networks.enhancer(batch.degraded_BCHW).float().clamp(0, 1)
+        enhanced_BCHW = enhanced_image(networks.enhancer, batch).float().clamp(0, 1)
     return {"clean": batch.clean_BCHW, "degraded": batch.degraded_BCHW, "enhanced": enhanced_BCHW}
 
 

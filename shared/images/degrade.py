@@ -185,12 +185,19 @@ def _downsampled(image_BCHW: Tensor, factor: int) -> Tensor:
 
 
 def _undersampled(image_BCHW: Tensor, degradations: list[KSpace]) -> Tensor:
-    """Rows are the phase-encoding direction; the zero frequency is row 0, as torch.fft has it."""
+    kspace_BCHW, _ = acquired_kspace(image_BCHW, degradations)
+    magnitude_BCHW: Tensor = torch.fft.ifft2(kspace_BCHW).abs()
+    return magnitude_BCHW
+
+
+def acquired_kspace(image_BCHW: Tensor, degradations: Sequence[KSpace]) -> tuple[Tensor, Tensor]:
+    """(kspace_BCHW, acquired_BH): what was measured of each image, and which rows those are; the others are 0.
+
+    Rows are the phase-encoding direction; the zero frequency is row 0, as torch.fft has it.
+    """
     rows = image_BCHW.shape[-2]
     acquired_BH = torch.stack([acquired_rows(rows, d) for d in degradations]).to(image_BCHW.device)
-    kspace = torch.fft.fft2(image_BCHW) * acquired_BH[:, None, :, None]
-    magnitude_BCHW: Tensor = torch.fft.ifft2(kspace).abs()
-    return magnitude_BCHW
+    return torch.fft.fft2(image_BCHW) * acquired_BH[:, None, :, None], acquired_BH
 
 
 def acquired_rows(rows: int, degradation: KSpace) -> Tensor:
@@ -217,6 +224,7 @@ __all__ = [
     "KSpace",
     "LowDose",
     "Poisson",
+    "acquired_kspace",
     "acquired_rows",
     "apply",
     "degrade_batch",

@@ -107,6 +107,27 @@ def test_real_pairs_are_taken_and_moved_alike(campaign: CampaignConfig) -> None:
         assert torch.equal(batch.degraded_BCHW, batch.clean_BCHW * 0.5)
 
 
+def test_data_consistency_brings_what_was_measured_and_changes_nothing_else(campaign: CampaignConfig) -> None:
+    slices = disc_slices(6)
+    plain = replace(campaign, degrade=DegradeConfig(kind="kspace"))
+    asked = replace(plain, enhance=replace(plain.enhance, data_consistency=True))
+
+    def batches(campaign: CampaignConfig) -> list[Batch]:
+        training = training_batches(slices, campaign, site="a", round=1, steps=2)
+        return [*training, *evaluation_batches(slices, campaign, 4)]
+
+    for without, batch in zip(batches(plain), batches(asked), strict=True):
+        assert without.measured_BCHW is None
+        assert without.acquired_BH is None
+        assert all(torch.equal(a, b) for a, b in zip(without.tensors(), batch.tensors()[:5], strict=True))
+        assert batch.measured_BCHW is not None
+        assert batch.acquired_BH is not None
+        assert batch.acquired_BH.sum(1).tolist() == [8] * batch.size
+        expected = torch.fft.fft2(batch.clean_BCHW) * batch.acquired_BH[:, None, :, None]
+        assert torch.equal(batch.measured_BCHW, expected)
+        assert torch.equal(torch.fft.ifft2(batch.measured_BCHW).abs().clamp(0, 1), batch.degraded_BCHW)
+
+
 def test_an_error_in_the_thread_is_raised_where_batches_are_awaited() -> None:
     def failing() -> Iterator[Batch]:
         raise ValueError("broken slice")

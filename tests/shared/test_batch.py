@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
 from shared.batch import Batch
@@ -23,3 +24,35 @@ def test_channels_last_changes_the_layout_and_no_value() -> None:
     moved = batch.to(torch.device("cpu"), channels_last=True)
     assert moved.clean_BCHW.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(moved.clean_BCHW, image)
+
+
+def with_kspace() -> Batch:
+    rng = torch.Generator().manual_seed(0)
+    image = torch.rand(5, 1, 4, 4, generator=rng)
+    rows = torch.rand(5, 4, generator=rng) > 0.5
+    kspace = torch.fft.fft2(image) * rows[:, None, :, None]
+    return Batch(image, image, torch.zeros(5, 4, 4).long(), torch.ones(5).bool(), torch.arange(5), kspace, rows)
+
+
+def test_kspace_goes_where_its_images_go() -> None:
+    batch = with_kspace()
+    assert len(batch.tensors()) == 7
+    moved = batch.to(torch.device("cpu"), channels_last=True)
+    assert moved.measured_BCHW is not None
+    assert moved.measured_BCHW.dtype == torch.complex64
+    parts = moved.micro_batches(2)
+    for index, whole in enumerate(batch.tensors()):
+        assert torch.equal(torch.cat([part.tensors()[index] for part in parts]), whole)
+
+
+def test_without_kspace_nothing_is_carried() -> None:
+    plain = Batch(*with_kspace().tensors()[:5])
+    assert len(plain.tensors()) == 5
+    (first, *_) = plain.to(torch.device("cpu")).micro_batches(2)
+    assert first.measured_BCHW is None
+    assert first.acquired_BH is None
+
+
+def test_kspace_without_its_rows_is_no_batch() -> None:
+    with pytest.raises(AssertionError, match="comes with its rows"):
+        Batch(*with_kspace().tensors()[:6])
