@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from shared.config import CampaignConfig, campaign_digest
+from shared.weights import ENHANCER
 
 _DEGRADED = {
     "gaussian": "Gaussian noise added by us",
@@ -23,6 +24,10 @@ def describe(campaign: CampaignConfig) -> tuple[tuple[str, str], ...]:
 
     arrays = to_arrays(build_networks(campaign))
     megabytes = sum(array.nbytes for array in arrays.values()) / 1e6
+    apart = ""
+    if campaign.strategy.promotion != "none":
+        halves = sum(array.nbytes / 2 for name, array in arrays.items() if name.startswith(ENHANCER)) / 1e6
+        apart = f"which part of the enhancer's recognition caused ({halves:.1f} MB as float16), "
     parts = ", ".join(f"{part}.*" for part in sorted({name.split(".")[0] for name in arrays}))
     data, rounds = campaign.data, campaign.rounds
     return (
@@ -32,7 +37,7 @@ def describe(campaign: CampaignConfig) -> tuple[tuple[str, str], ...]:
         ("how long", f"{rounds.rounds} rounds of {campaign.training.local_steps} steps on this machine"),
         (
             "leaves, each round",
-            f"differences of {len(arrays)} weight arrays ({parts}; {megabytes:.1f} MB as float32), "
+            f"differences of {len(arrays)} weight arrays ({parts}; {megabytes:.1f} MB as float32), {apart}"
             "never an image, an identifier or a file name",
         ),
         (

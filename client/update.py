@@ -17,11 +17,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from client.site import SiteSetup
 from shared.config import CampaignConfig, campaign_digest, load_campaign
 from shared.errors import RefusedError
 from shared.events import SiteStep
-from shared.types import Plan, SiteCard, Update
+from shared.types import Arrays, Plan, SiteCard, Update
 
 if TYPE_CHECKING:
     from client.dataset import SiteData
@@ -65,7 +67,7 @@ def _check_plan(plan: Plan, opened: Opened) -> None:
 
 def _round(plan: Plan, setup: SiteSetup, opened: Opened, on_step: OnStep | None) -> Update:
     from client.evaluate import evaluate, summarise
-    from client.train.local import train_round
+    from client.train.local import added_change, train_round
     from shared.weights import difference, load_arrays, to_arrays
 
     campaign, data, networks = opened.campaign, opened.data, opened.networks
@@ -73,7 +75,7 @@ def _round(plan: Plan, setup: SiteSetup, opened: Opened, on_step: OnStep | None)
     evaluation = summarise(evaluate(networks, data.test, campaign, setup.machine))
     if plan.action == "evaluate":
         return Update(setup.name, plan.round, 0, {}, {}, evaluation)
-    training, _ = train_round(
+    training, state = train_round(
         networks,
         data.train,
         campaign,
@@ -84,7 +86,16 @@ def _round(plan: Plan, setup: SiteSetup, opened: Opened, on_step: OnStep | None)
         on_step=partial(_step_done, on_step, setup.name, plan.round) if on_step else None,
     )
     learned = difference(to_arrays(networks), plan.weights)
-    return Update(setup.name, plan.round, int(training["samples"]), learned, training, evaluation)
+    added = _added(learned, added_change(networks, state)) if campaign.strategy.promotion != "none" else {}
+    return Update(setup.name, plan.round, int(training["samples"]), learned, training, evaluation, added)
+
+
+def _added(learned: Arrays, change: Arrays) -> Arrays:
+    """What recognition added to every array of the enhancer: 0 in those that are not trained."""
+    from shared.weights import ENHANCER
+
+    enhancer = {name: values for name, values in learned.items() if name.startswith(ENHANCER)}
+    return {name: change[name] if name in change else np.zeros_like(values) for name, values in enhancer.items()}
 
 
 def _step_done(on_step: OnStep, site: str, round: int, step: int, steps: int) -> None:

@@ -2,23 +2,25 @@
 
 An update is checked whole before any of it is added, so that a refused one leaves the sum as it was:
 (1) from the site that was asked   (2) for this round   (3) not seen before   (4) as many samples as the plan allows
-(5) the names and shapes of the weights   (6) float32   (7) finite.
+(5) the names and shapes of the weights   (6) float32   (7) finite   (8) what recognition added, for every array of the
+enhancer, where the campaign promotes, and nowhere else   (9) float16 within [-1, 1] and a finite scale.
 
 Sums are float64: with the 24-bit values of float32 the order of arrival disappears in the rounding of the mean. The
 addition goes in blocks that stay in the processor's cache, for an array is larger than that and would travel to memory
-three times.
+three times. What recognition added is a second sum of the same kind, over the enhancer's arrays only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 
 import numpy as np
 import numpy.typing as npt
 
 from shared.errors import DataError
 from shared.types import Arrays
-from shared.wire.arrays import decode_array
+from shared.weights import ENHANCER
+from shared.wire.arrays import Float16, Float32, decode_array, decode_half
 from shared.wire.messages import ReceivedUpdate
 
 BLOCK = 131_072  # values: 0.5 MB of an update, 1 MB each of scratch and sum; smaller is slower, larger no faster
@@ -27,34 +29,45 @@ BLOCK = 131_072  # values: 0.5 MB of an update, 1 MB each of scratch and sum; sm
 class WeightedSum:
     """The running sum of one round; the one value of the coordinator that is changed in place, for its size."""
 
-    def __init__(self, weights: Arrays, *, round: int, max_samples: int) -> None:
+    def __init__(self, weights: Arrays, *, round: int, max_samples: int, promotes: bool = False) -> None:
         self.round = round
         self.max_samples = max_samples
         self.samples: dict[str, int] = {}
         self._total_weight = 0.0
         self._sums = {name: np.zeros(values.shape, np.float64) for name, values in weights.items()}
+        enhancer = (name for name in weights if promotes and name.startswith(ENHANCER))
+        self._added_sums = {name: np.zeros_like(self._sums[name]) for name in enhancer}
         self._scratch = np.empty(BLOCK, np.float64)
 
     def add(self, update: ReceivedUpdate, *, site: str, equal: bool = False) -> None:
         """Add `update` of `site`, by its samples or equally; DataError, and nothing added, when it is not in order."""
-        arrays = self._checked(update, site)
+        arrays, added = self._checked(update, site)
         weight = 1.0 if equal else float(update.num_samples)
         for name, values in arrays.items():
             _add_scaled(self._sums[name], values, weight, self._scratch)
+        for name, parts in added.items():
+            _add_scaled(self._added_sums[name], parts, weight * update.added[name].scale, self._scratch)
         self._total_weight += weight
         self.samples[site] = update.num_samples
 
     def mean(self) -> Arrays:
         """The weighted mean as float32. Gives back the memory of the sums as it goes: call it once, last."""
+        return self._mean(self._sums)
+
+    def added_mean(self) -> Arrays:
+        """The weighted mean of what recognition added to the enhancer; once, last, like `mean`."""
+        return self._mean(self._added_sums)
+
+    def _mean(self, sums: dict[str, npt.NDArray[np.float64]]) -> Arrays:
         assert self.samples, "a mean over no site"
         mean: Arrays = {}
-        for name in list(self._sums):
-            total = self._sums.pop(name)
+        for name in list(sums):
+            total = sums.pop(name)
             total /= self._total_weight
             mean[name] = total.astype(np.float32)
         return mean
 
-    def _checked(self, update: ReceivedUpdate, site: str) -> Arrays:
+    def _checked(self, update: ReceivedUpdate, site: str) -> tuple[Arrays, dict[str, Float16]]:
         check_sender(update, site, self.round)  # (1) (2)
         if site in self.samples:  # (3)
             raise DataError(f"an update of round {self.round} was already received")
@@ -65,7 +78,11 @@ class WeightedSum:
         for name, values in arrays.items():  # (6) by decode_array, (7)
             if not all(np.isfinite(block).all() for block in _blocks(values)):
                 raise DataError(f"array {name!r} holds values that are not finite")
-        return arrays
+        _check_added(self._added_sums.keys(), update.added.keys())  # (8)
+        halves = {  # (9)
+            name: decode_half(name, update.added[name], total.shape) for name, total in self._added_sums.items()
+        }
+        return arrays, halves
 
 
 def check_sender(update: ReceivedUpdate, site: str, round: int) -> None:
@@ -86,13 +103,26 @@ def _check_shapes(expected: Mapping[str, tuple[int, ...]], got: Mapping[str, tup
         raise DataError(f"expected {len(expected)} arrays, got {len(got)}")
 
 
-def _blocks(values: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
+def _check_added(expected: Set[str], got: Set[str]) -> None:
+    if got and not expected:
+        raise DataError(
+            "the update brings apart what recognition added, which strategy.promotion=none does not ask for"
+        )
+    if expected and not got:
+        raise DataError("the update lacks what recognition added, which strategy.promotion asks for")
+    for name in sorted(expected - got):
+        raise DataError(f"what recognition added to {name!r} is missing")
+    if got != expected:
+        raise DataError("the update brings what was added to arrays that are not the enhancer's")
+
+
+def _blocks(values: Float32 | Float16) -> Iterator[Float32 | Float16]:
     flat = values.reshape(-1)
     return (flat[start : start + BLOCK] for start in range(0, flat.size, BLOCK))
 
 
 def _add_scaled(
-    total: npt.NDArray[np.float64], values: npt.NDArray[np.float32], weight: float, scratch: npt.NDArray[np.float64]
+    total: npt.NDArray[np.float64], values: Float32 | Float16, weight: float, scratch: npt.NDArray[np.float64]
 ) -> None:
     """total += weight * values, in place and in float64."""
     flat_total = total.reshape(-1)  # a view: total is contiguous

@@ -1,6 +1,6 @@
 """A campaign and a link in, a trained federation on disk out: the whole of a round stands on this page.
 
-    handshake -> for each round:  plan -> send -> streamed weighted sum -> strategy -> checkpoint -> record
+    handshake -> for each round:  plan -> send -> streamed weighted sum -> promotion -> strategy -> checkpoint -> record
               -> closing evaluation of the final weights
 
 Evaluation rides on the train message and judges the weights that came in, so a round costs one download; the closing
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from server.membership import WAIT_S, Admission, Members, join, online
 from server.plan import plan_for
 from server.records import RoundRecord, read_records, write_records
 from server.strategies import STRATEGIES
+from server.strategies.promotion import promoted
 from shared.checkpoint import FederationState, load_latest, save_round
 from shared.config import CampaignConfig, campaign_digest
 from shared.errors import DataError, PeerError, RefusedError
@@ -180,7 +181,9 @@ def attempt_round(
     began = time.perf_counter()
     sites = online(members, run.link.peers())
     run.on_event(RoundStarted(number, rounds.rounds, attempt, tuple(sites)))
-    total = WeightedSum(state.weights, round=number, max_samples=training.local_steps * training.batch_size)
+    promotes = run.campaign.strategy.promotion != "none"
+    max_samples = training.local_steps * training.batch_size
+    total = WeightedSum(state.weights, round=number, max_samples=max_samples, promotes=promotes)
     replies = Replies(number, total)
     absent = {card.site for card in members.cards.values()} - sites.keys()
     replies.dropped.update(dict.fromkeys(absent, "not connected"))
@@ -242,6 +245,10 @@ def finish(campaign: CampaignConfig, state: FederationState, replies: Replies) -
     """The state one round on, and the round's record; raises DataError rather than spread weights that overflowed."""
     mean = replies.total.mean()
     config = campaign.strategy
+    more: dict[str, Any] = {}
+    if config.promotion != "none":
+        mean, promotion = promoted(mean, replies.total.added_mean(), config.promotion)
+        more["promotion"] = asdict(promotion)
     with np.errstate(over="ignore", invalid="ignore"):  # refused below, in words
         after = STRATEGIES[config.kind].apply(state, mean, config)
     assert after.round == replies.round, (after.round, replies.round)
@@ -251,7 +258,7 @@ def finish(campaign: CampaignConfig, state: FederationState, replies: Replies) -
                 f"round {replies.round} made {name!r} overflow; lower training.learning_rate or "
                 "strategy.server_learning_rate and resume"
             )
-    return after, replies.record(update_norm=norm(mean))
+    return after, replies.record(update_norm=norm(mean), **more)
 
 
 def publish(run: Run, records: tuple[RoundRecord, ...], record: RoundRecord) -> tuple[RoundRecord, ...]:

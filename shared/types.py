@@ -66,6 +66,10 @@ class Update:
 
     `evaluation` judges the weights that came in with the plan, not those that the difference leads to; its keys are
     metric keys prefixed by the state of the image: `degraded.psnr_db`, `enhanced.psnr_db`, `clean.dice`, ...
+
+    `added` is the part of `difference` that recognition added to the enhancer, for every one of its arrays where the
+    campaign promotes (strategy.promotion), else empty. It crosses the wire in 16 bits: what the coordinator takes for
+    the other part is the difference less what arrived, so that the two add up to the difference however it was rounded.
     """
 
     site: str
@@ -74,6 +78,7 @@ class Update:
     difference: Arrays
     training: Mapping[str, float] = field(default_factory=dict)
     evaluation: Metrics = field(default_factory=dict)
+    added: Arrays = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from shared.networks import Networks
 
+ENHANCER = "enhancer."
+"""What the names of the enhancer's arrays begin with."""
+
 
 def to_arrays(networks: Networks) -> Arrays:
     """Copies of all weights; training on does not change them."""

@@ -125,6 +125,8 @@ def round_line(event: RoundFinished) -> str:
     gates = [site["gate_open_rate"] for site in record.get("training", {}).values() if "gate_open_rate" in site]
     if gates:
         words.append(f"gate open {sum(gates) / len(gates):.2f}")
+    if "promotion" in record:
+        words.append(f"promoted {record['promotion']['open']:.2f}")
     count = len(record.get("participants", ()))
     return "  ".join([*words, f"{count} site{'' if count == 1 else 's'}", duration_shown(record["seconds"])])
 

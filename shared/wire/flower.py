@@ -21,7 +21,7 @@ from flwr.serverapp import Grid
 from shared.errors import DataError
 from shared.types import Action
 from shared.wire.link import Failure, Peer
-from shared.wire.messages import MAX_HEADER_BYTES, Record
+from shared.wire.messages import ADDED, MAX_HEADER_BYTES, Record
 
 NUMPY = "numpy.ndarray"
 PACKED = "wardround.packed"
@@ -50,7 +50,7 @@ def to_content(record: Record) -> RecordDict:
     shapes = json.loads(record.header)["shapes"]
     small = {name: data for name, data in record.arrays.items() if len(data) < SMALL_BYTES}
     arrays = {
-        name: Array(dtype="float32", shape=tuple(shapes[name]), stype=NUMPY, data=data)
+        name: Array(dtype=_dtype(name), shape=tuple(shapes[name]), stype=NUMPY, data=data)
         for name, data in record.arrays.items()
         if name not in small
     }
@@ -61,6 +61,10 @@ def to_content(record: Record) -> RecordDict:
         content["small"] = ConfigRecord({"sizes": json.dumps(sizes).encode()})
     content["arrays"] = ArrayRecord(arrays)
     return content
+
+
+def _dtype(name: str) -> str:
+    return "float16" if name.startswith(ADDED) else "float32"
 
 
 def to_record(content: RecordDict) -> Record:

@@ -1,7 +1,8 @@
 """Plan, update and site card in, plain records out, and back through checks: what crosses a site's border, and no more.
 
-A record is one JSON header and named float32 arrays as .npy bytes; it knows nothing of Flower. Every number that a peer
-could abuse is a named limit. Arrays of an update stay bytes here: the coordinator decodes them one at a time.
+A record is one JSON header and named arrays as .npy bytes; it knows nothing of Flower. Every number that a peer could
+abuse is a named limit. Arrays of an update stay bytes here: the coordinator decodes them one at a time. Arrays are
+float32; what recognition added (names under `added.`) is float16 with a scale in the header, half as many bytes.
 
 Why JSON and not Flower's typed records: one header can be read by a person, checked field by field in one place, and
 carried by another transport (the site's worker, a file) unchanged.
@@ -19,9 +20,11 @@ from typing import Any, TypeAlias, cast, get_args
 
 from shared.errors import DataError
 from shared.types import Action, Metrics, Moments, Plan, SiteCard, Update
-from shared.wire.arrays import decode_array, encode_array
+from shared.wire.arrays import Half, decode_array, encode_array, encode_half
 
-FORMAT = 1
+FORMAT = 2
+"""2: what recognition added may stand beside a difference."""
+ADDED = "added."
 MAX_HEADER_BYTES = 4 * 1024**2
 MAX_ARRAYS = 20_000
 MAX_NAME_CHARS = 300
@@ -56,6 +59,8 @@ class ReceivedUpdate:
     evaluation: Metrics
     shapes: Mapping[str, tuple[int, ...]]
     arrays: Mapping[str, bytes]
+    added: Mapping[str, Half] = field(default_factory=dict)
+    """By the name of the array in `shapes` that it is a part of, and of the same shape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +90,13 @@ def plan_record(plan: Plan) -> Record:
 
 
 def update_record(update: Update) -> Record:
+    halves = {name: encode_half(name, values) for name, values in update.added.items()}
+    header = update_header(update)
+    if halves:
+        header["added"] = {name: half.scale for name, half in halves.items()}
+        header["shapes"] |= {ADDED + name: values.shape for name, values in update.added.items()}
     arrays = {name: encode_array(values) for name, values in update.difference.items()}
-    return Record(header_bytes("update", update_header(update)), arrays)
+    return Record(header_bytes("update", header), arrays | {ADDED + name: half.data for name, half in halves.items()})
 
 
 def update_header(update: Update) -> dict[str, Any]:
@@ -188,15 +198,31 @@ def read_answer(record: Record) -> Answer:
 
 def _update(header: dict[str, Any], record: Record) -> ReceivedUpdate:
     training = _group(header, "training")
+    shapes = _shapes(header, record)
+    added = _added(header, shapes, record)
+    for name in added:
+        del shapes[ADDED + name]
     return ReceivedUpdate(
         site=_site(header),
         round=_count(header, "round"),
         num_samples=_count(header, "num_samples"),
         training={key: _number(training, key) for key in training},
         evaluation=read_metrics(_group(header, "evaluation")),
-        shapes=_shapes(header, record),
-        arrays=record.arrays,
+        shapes=shapes,
+        arrays={name: record.arrays[name] for name in shapes},
+        added=added,
     )
+
+
+def _added(header: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], record: Record) -> dict[str, Half]:
+    """The halves under the names of the arrays that they are parts of."""
+    scales = _group(header, "added", MAX_ARRAYS) if "added" in header else {}
+    for name in scales:
+        if name not in shapes or ADDED + name not in shapes:
+            raise DataError(f"what was added to {one_line(name)!r} has no array in the message")
+        if shapes[ADDED + name] != shapes[name]:
+            raise DataError(f"what was added to {one_line(name)!r} must have the shape of that array")
+    return {name: Half(_number(scales, name), record.arrays[ADDED + name]) for name in scales}
 
 
 def read_metrics(values: Mapping[str, Any]) -> Metrics:

@@ -9,7 +9,7 @@ import pytest
 from flwr.app import Array
 
 from shared.errors import DataError
-from shared.wire.arrays import decode_array, encode_array, npy_header
+from shared.wire.arrays import LARGEST_SCALE, Half, decode_array, decode_half, encode_array, encode_half, npy_header
 
 SHAPES: list[tuple[int, ...]] = [(), (0,), (5,), (2, 3), (4, 1, 3, 3)]
 
@@ -74,3 +74,78 @@ def test_a_shape_whose_size_overflows_is_refused() -> None:
 def test_anything_else_is_refused_by_name(data: bytes) -> None:
     with pytest.raises(DataError, match=r"array 'w' is not the bytes of a float32 array of shape \[2, 3\]"):
         decode_array("w", data, (2, 3))
+
+
+def halved(values: np.ndarray) -> np.ndarray:
+    half = encode_half("w", values)
+    return half.scale * decode_half("w", half, values.shape).astype(np.float64)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("size", [1e-30, 1e-8, 1.0, 1e30])
+def test_half_the_bytes_keep_eleven_bits_whatever_the_size(shape: tuple[int, ...], size: float) -> None:
+    """Also far below the smallest float16, where an array without its scale would be rounded to nothing."""
+    values = np.asarray(size * np.random.default_rng(1).standard_normal(shape), np.float32)
+    scale = float(np.abs(values).max(initial=0))
+    np.testing.assert_allclose(halved(values), values, rtol=2**-11 + 2**-23, atol=scale * 2**-25)
+    half = encode_half("w", values)
+    assert len(half.data) - len(npy_header(shape, "<f2")) == values.nbytes / 2
+
+
+def test_half_the_bytes_of_nothing_are_nothing() -> None:
+    zeros = np.zeros((2, 3), np.float32)
+    assert encode_half("w", zeros).scale == 0
+    np.testing.assert_array_equal(halved(zeros), zeros)
+
+
+def test_half_the_bytes_are_an_npy_file() -> None:
+    values = np.array([[1, -0.5], [0.25, 0]], np.float32)
+    np.testing.assert_array_equal(np.load(io.BytesIO(encode_half("w", values).data)), values.astype(np.float16))
+    np.testing.assert_array_equal(halved(values.T), values.T)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_does_not_leave(value: float) -> None:
+    with pytest.raises(DataError, match="array 'w' holds values that are not finite"):
+        encode_half("w", np.array([1, value], np.float32))
+
+
+SIX = np.zeros((2, 3), np.float16)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        saved(SIX.astype(np.float32)),
+        saved(SIX.astype(">f2")),
+        saved(SIX.astype(np.uint16)),
+        saved(np.asfortranarray(SIX)),
+        saved(SIX.T.copy()),
+        saved(SIX)[:-1],
+        saved(SIX) + b"\0",
+        b"",
+    ],
+    ids=["float32", "big-endian", "uint16", "fortran", "transposed", "short", "long", "empty"],
+)
+def test_anything_else_than_float16_is_refused_by_name(data: bytes) -> None:
+    with pytest.raises(DataError, match=r"array 'w' is not the bytes of a float16 array of shape \[2, 3\]"):
+        decode_half("w", Half(1.0, data), (2, 3))
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf, -np.inf, 1.001, -2, 65504])
+def test_half_values_beyond_one_are_refused(value: float) -> None:
+    data = saved(np.array([0, value], np.float16))
+    with pytest.raises(DataError, match="array 'w' holds values that are not finite, or beyond its scale"):
+        decode_half("w", Half(1.0, data), (2,))
+
+
+@pytest.mark.parametrize("scale", [-1e-9, float("nan"), float("inf"), 2 * LARGEST_SCALE])
+def test_a_scale_out_of_bounds_is_refused(scale: float) -> None:
+    with pytest.raises(DataError, match="the scale of array 'w' must be a number from 0"):
+        decode_half("w", Half(scale, saved(SIX)), (2, 3))
+
+
+def test_every_float16_within_one_is_read_as_numpy_reads_it() -> None:
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    within = every[np.abs(every) <= 1]
+    assert decode_half("w", Half(1.0, saved(within)), within.shape).tobytes() == within.tobytes()

@@ -15,10 +15,10 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.task_identity import TaskIdentity
 
 from shared.errors import DataError
-from shared.types import Plan
+from shared.types import Plan, Update
 from shared.wire.flower import SMALL_BYTES, GridLink, to_content, to_record
 from shared.wire.link import Failure, Peer
-from shared.wire.messages import Record, plan_record, read_plan
+from shared.wire.messages import Record, plan_record, read_plan, update_record
 
 WEIGHTS = {"b.weight": np.ones((2, 2), np.float32), "a.bias": np.zeros(3, np.float32)}
 RECORD = plan_record(Plan("demo", "train", 1, "a" * 64, "b" * 64, WEIGHTS))
@@ -37,6 +37,16 @@ def test_flower_reads_our_large_arrays_as_its_own() -> None:
     assert isinstance(arrays, ArrayRecord)
     assert arrays["w"].shape == large.shape
     np.testing.assert_array_equal(arrays["w"].numpy(), large)
+
+
+def test_flower_reads_what_recognition_added_as_float16() -> None:
+    values = np.linspace(-1, 1, SMALL_BYTES, dtype=np.float32)
+    record = update_record(Update("a", 1, 1, {"enhancer.w": values}, added={"enhancer.w": values}))
+    arrays = to_content(record)["arrays"]
+    assert isinstance(arrays, ArrayRecord)
+    assert arrays["added.enhancer.w"].dtype == "float16"
+    np.testing.assert_array_equal(arrays["added.enhancer.w"].numpy(), values.astype(np.float16))
+    assert to_record(to_content(record)).arrays == record.arrays
 
 
 def test_small_arrays_travel_as_one_object_beside_the_large_ones() -> None:

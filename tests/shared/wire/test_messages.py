@@ -11,9 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared.config import CampaignConfig, EnhancerConfig, RecogniserConfig
 from shared.errors import DataError
+from shared.networks import build_networks
 from shared.types import Moments, Plan, SiteCard, Update
+from shared.weights import ENHANCER, to_arrays
 from shared.wire import messages
+from shared.wire.arrays import decode_half
 from shared.wire.messages import (
     ReceivedUpdate,
     Record,
@@ -61,6 +65,47 @@ def test_an_update_survives_the_wire_with_its_arrays_still_bytes() -> None:
     assert all(isinstance(data, bytes) for data in update.arrays.values())
 
 
+ADDED = {"enhancer.z": np.array([[0.5, -1e-9, 0], [3e-7, 1e-3, -0.25]], np.float32)}
+PROMOTING = replace(UPDATE, added=ADDED)
+
+
+def test_what_recognition_added_survives_the_wire_beside_the_difference() -> None:
+    update = read_answer(update_record(PROMOTING))
+    assert isinstance(update, ReceivedUpdate)
+    assert list(update.shapes) == list(update.arrays) == list(WEIGHTS)
+    assert list(update.added) == ["enhancer.z"]
+    half = update.added["enhancer.z"]
+    values = half.scale * decode_half("enhancer.z", half, (2, 3)).astype(np.float64)
+    np.testing.assert_allclose(values, ADDED["enhancer.z"], rtol=2**-11, atol=0.5 * 2**-25)
+
+
+def test_an_update_without_it_carries_no_trace_of_it() -> None:
+    assert b"added" not in update_record(UPDATE).header
+    assert all(not name.startswith(messages.ADDED) for name in update_record(UPDATE).arrays)
+
+
+@pytest.mark.parametrize(
+    ("enhancer", "share"),
+    [
+        (EnhancerConfig(kind="unet"), 0.2),
+        (EnhancerConfig(kind="cnn3", channels=32), 0.04),
+        (EnhancerConfig(kind="srresnet", channels=32, depth=5), 0.27),
+        (EnhancerConfig(kind="unet", depth=4), 0.5),
+    ],
+    ids=["unet", "cnn3", "srresnet", "as-large-as-the-recogniser"],
+)
+def test_both_parts_travel_in_1_3_of_a_model(campaign: CampaignConfig, enhancer: EnhancerConfig, share: float) -> None:
+    """The bytes of real messages of the networks as configured, with names, headers and scales."""
+    weights = to_arrays(build_networks(replace(campaign, enhance=enhancer, recognise=RecogniserConfig(kind="unet"))))
+    part = {name: values for name, values in weights.items() if name.startswith(ENHANCER)}
+    of_all = sum(values.size for values in part.values()) / sum(values.size for values in weights.values())
+    assert of_all == pytest.approx(share, abs=0.01)
+    model = update_record(Update("a", 1, 1, weights)).num_bytes
+    both = update_record(Update("a", 1, 1, weights, added=part)).num_bytes
+    assert both / model == pytest.approx(1 + of_all / 2, abs=0.01)
+    assert both / model <= 1.3
+
+
 def test_a_card_and_a_refusal_survive_the_wire() -> None:
     card = SiteCard("hospital-1", DIGEST, "b" * 64, "0.1.0", {"patients": 7, "diagnoses.none": 3})
     assert read_answer(card_record(card)) == card
@@ -96,7 +141,7 @@ CARD = card_record(SiteCard("hospital-1", DIGEST, DIGEST, "0.1.0", {}))
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        (header(update_record(UPDATE), format=2), "expected a message of format 1"),
+        (header(update_record(UPDATE), format=1), "expected a message of format 2"),
         (header(update_record(UPDATE), kind="pickle"), "another kind of message"),
         (header(update_record(UPDATE), kind=3), "not an object with a kind"),
         (header(update_record(UPDATE), site="../../etc"), "a site's name must be"),
@@ -119,6 +164,23 @@ CARD = card_record(SiteCard("hospital-1", DIGEST, DIGEST, "0.1.0", {}))
         (header(update_record(UPDATE), shapes={"other": [1]}), "not those that its header names"),
         (header(update_record(UPDATE), shapes={"enhancer.z": [2, -3], "recogniser.a": [4]}), "whole numbers"),
         (header(update_record(UPDATE), shapes={"enhancer.z": [1] * 9, "recogniser.a": [4]}), "out of bounds"),
+        (header(update_record(UPDATE), added=[1]), "field 'added' must be a group"),
+        (header(update_record(UPDATE), added={"enhancer.z": 1.0}), "has no array in the message"),
+        (header(update_record(PROMOTING), added={"enhancer.none": 1.0}), "has no array in the message"),
+        (header(update_record(PROMOTING), added={"enhancer.z": float("inf")}), "field 'enhancer.z' must be a finite"),
+        (header(update_record(PROMOTING), added={"enhancer.z": float("nan")}), "field 'enhancer.z' must be a finite"),
+        (header(update_record(PROMOTING), added={"enhancer.z": 10**400}), "field 'enhancer.z' must be a finite"),
+        (header(update_record(PROMOTING), added={"enhancer.z": None}), "field 'enhancer.z' must be a finite"),
+        (header(update_record(PROMOTING), added={"x" * 1000: 1.0}), "field 'added' must be a group"),
+        (header(update_record(PROMOTING), added={str(i): 1.0 for i in range(20_001)}), "at most 20000 names"),
+        (
+            header(
+                update_record(PROMOTING),
+                shapes={"enhancer.z": [2, 3], "recogniser.a": [4], "added.enhancer.z": [3, 2]},
+            ),
+            "must have the shape of that array",
+        ),
+        (header(update_record(PROMOTING), shapes={"enhancer.z": [2, 3], "recogniser.a": [4]}), "not those that its"),
         (header(CARD, config_digest="zz"), "must be a SHA-256"),
         (header(CARD, counts={"patients": -1}), "field 'patients' must be a whole number"),
         (Record(b"\xff\x00"), "not JSON"),
