@@ -11,6 +11,7 @@ from server import collect
 from server.collect import WeightedSum
 from shared.errors import DataError
 from shared.types import Arrays, Update
+from shared.wire.arrays import Half, decode_half, encode_half
 from shared.wire.messages import ReceivedUpdate, read_answer, update_record
 
 SHAPES = {"enhancer.a": (3, 5), "recogniser.b": (7,), "recogniser.c": ()}
@@ -21,8 +22,10 @@ def arrays(seed: int) -> Arrays:
     return {name: np.asarray(rng.standard_normal(shape), np.float32) for name, shape in SHAPES.items()}
 
 
-def received(site: str, values: Arrays, *, round: int = 2, num_samples: int = 10) -> ReceivedUpdate:
-    update = read_answer(update_record(Update(site, round, num_samples, values)))
+def received(
+    site: str, values: Arrays, *, round: int = 2, num_samples: int = 10, added: Arrays | None = None
+) -> ReceivedUpdate:
+    update = read_answer(update_record(Update(site, round, num_samples, values, added=added or {})))
     assert isinstance(update, ReceivedUpdate)
     return update
 
@@ -125,3 +128,90 @@ def test_a_site_counts_once() -> None:
     with pytest.raises(DataError, match="of round 2 was already received"):
         total.add(received("a", arrays(2)), site="a")
     assert total.mean()["enhancer.a"].tobytes() == once.mean()["enhancer.a"].tobytes()
+
+
+# -------------------------------------------------------------------------------------------- what recognition added
+
+
+def added(seed: int) -> Arrays:
+    rng = np.random.default_rng(1000 + seed)
+    return {"enhancer.a": np.asarray(rng.standard_normal(SHAPES["enhancer.a"]) * 10.0 ** (seed % 9 - 6), np.float32)}
+
+
+def promoting() -> WeightedSum:
+    return WeightedSum(arrays(0), round=2, max_samples=100, promotes=True)
+
+
+@pytest.mark.parametrize("equal", [False, True])
+def test_both_streamed_sums_are_the_means_over_all_sites(equal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collect, "BLOCK", 4)
+    total = promoting()
+    samples = [1 + 7 * i for i in range(12)]
+    for i, count in enumerate(samples):
+        total.add(received(f"s{i}", arrays(i), num_samples=count, added=added(i)), site=f"s{i}", equal=equal)
+    weights = np.array([1.0] * 12 if equal else samples) / (12 if equal else sum(samples))
+    apart, mean = total.added_mean(), total.mean()
+    assert list(apart) == ["enhancer.a"]
+    assert list(mean) == list(SHAPES)
+    for name in SHAPES:
+        expected = sum(w * arrays(i)[name].astype(np.float64) for i, w in enumerate(weights))
+        np.testing.assert_allclose(mean[name], expected, rtol=1e-5)
+    decoded = []
+    for i in range(12):
+        half = encode_half("enhancer.a", added(i)["enhancer.a"])
+        decoded.append(half.scale * decode_half("enhancer.a", half, SHAPES["enhancer.a"]).astype(np.float64))
+    expected = sum(w * values for w, values in zip(weights, decoded, strict=True))
+    np.testing.assert_allclose(apart["enhancer.a"], expected, rtol=1e-6)
+    exact = sum(w * added(i)["enhancer.a"].astype(np.float64) for i, w in enumerate(weights))
+    bound = sum(w * np.abs(added(i)["enhancer.a"]).max() for i, w in enumerate(weights)) * 2**-11
+    assert np.abs(apart["enhancer.a"] - exact).max() <= bound
+
+
+def test_the_mean_is_the_same_bits_whether_a_part_of_it_comes_apart_or_not() -> None:
+    plain, apart = empty(), promoting()
+    for i in range(5):
+        plain.add(received(f"s{i}", arrays(i)), site=f"s{i}")
+        apart.add(received(f"s{i}", arrays(i), added=added(i)), site=f"s{i}")
+    one, other = plain.mean(), apart.mean()
+    assert all(one[name].tobytes() == other[name].tobytes() for name in SHAPES)
+
+
+def lying(**halves: Half) -> ReceivedUpdate:
+    return replace(received("b", arrays(3)), added={name.replace("__", "."): half for name, half in halves.items()})
+
+
+GOOD = encode_half("enhancer.a", added(3)["enhancer.a"])
+LARGE = Half(1.0, encode_half("x", np.ones((1000, 1000), np.float32)).data)
+
+
+@pytest.mark.parametrize(
+    ("update", "reason"),
+    [
+        (received("b", arrays(3)), "lacks what recognition added, which strategy.promotion asks for"),
+        (lying(recogniser__b=GOOD), "what recognition added to 'enhancer.a' is missing"),
+        (lying(enhancer__a=GOOD, recogniser__b=GOOD), "arrays that are not the enhancer's"),
+        (lying(enhancer__a=LARGE), r"is not the bytes of a float16 array of shape \[3, 5\]"),
+        (lying(enhancer__a=Half(GOOD.scale, GOOD.data[:-1])), "is not the bytes of a float16 array"),
+        (lying(enhancer__a=Half(GOOD.scale, GOOD.data[:-2] + b"\x00\x7c")), "not finite, or beyond its scale"),
+        (lying(enhancer__a=Half(GOOD.scale, GOOD.data[:-2] + b"\x01\xfe")), "not finite, or beyond its scale"),
+        (lying(enhancer__a=Half(-1.0, GOOD.data)), "the scale of array 'enhancer.a' must be a number from 0"),
+        (lying(enhancer__a=Half(1e300, GOOD.data)), "the scale of array 'enhancer.a' must be a number from 0"),
+    ],
+)
+def test_a_lie_about_what_was_added_is_refused_and_leaves_both_sums_as_they_were(
+    update: ReceivedUpdate, reason: str
+) -> None:
+    total, expected = promoting(), promoting()
+    for sum_ in (total, expected):
+        sum_.add(received("a", arrays(1), added=added(1)), site="a")
+    with pytest.raises(DataError, match=reason):
+        total.add(update, site="b")
+    assert total.samples == {"a": 10}
+    assert total.added_mean()["enhancer.a"].tobytes() == expected.added_mean()["enhancer.a"].tobytes()
+    after, untouched = total.mean(), expected.mean()
+    assert all(after[name].tobytes() == untouched[name].tobytes() for name in SHAPES)
+
+
+def test_what_was_not_asked_for_is_refused() -> None:
+    with pytest.raises(DataError, match="which strategy.promotion=none does not ask for"):
+        empty().add(received("b", arrays(3), added=added(3)), site="b")
