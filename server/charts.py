@@ -7,6 +7,7 @@ What is drawn from which file of the run folder stands in server/findings.py. Th
     example/<site>/<median|worst>/<psnr_db|dice>_<degraded|enhanced> scalar
     scores/<setting>/<site>/<test_site>/<metric>                     (images,) float32
     histogram/edges, histogram/<site>                                bin edges and densities
+    explain/...                                                      see server/explanations.py
 """
 
 from __future__ import annotations
@@ -35,8 +36,6 @@ _CURVES = (
     ("evaluation", "enhanced.psnr_db", "PSNR of enhanced test images (dB)"),
     ("evaluation", "enhanced.dice", "Dice on enhanced test images"),
     ("evaluation", "enhanced.accuracy", "accuracy on enhanced test images"),
-    ("training", "gate_open_rate", "gate-open rate (share of steps)"),
-    ("training", "mean_cosine", "mean cosine of the two gradients"),
 )
 _SPREAD = ("psnr_db", "ssim", "dice", "accuracy")
 

@@ -20,6 +20,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from PIL.Image import Image as Picture
 
 SETTING_COLOURS: Mapping[str, str] = {
     "clean": "#6f7d8c",
@@ -32,12 +33,44 @@ SETTING_COLOURS: Mapping[str, str] = {
 SITE_COLOURS = ("#3b74e0", "#d08a2e", "#2f9c86", "#c0567f", "#8a6fd1", "#7b9a3a", "#4aa3c7", "#a0714a")
 """Mid-tones that read on white and on near-black; sites beyond the eighth start over."""
 
-_INK = "#010203"  # stands for currentColor until the SVG is written
+SITE_MARKERS = (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"), ("v", "▼"), ("P", "✚"), ("*", "★"), ("p", "⬟"))
+"""matplotlib's marker and the sign of a page's legend: lines are told apart without colour, too."""
+
+INK = "#010203"  # stands for currentColor until the SVG is written
+MOST_OPAQUE = 0.7  # of a map over a picture: the anatomy below must stay readable
+_WORDS: Mapping[str, Any] = {"ha": "center", "va": "center", "fontsize": 8, "color": INK, "alpha": 0.6}
 _POINTS = 60  # points drawn per box: enough to see a tail, few enough for a phone
 
 
 def site_colour(index: int) -> str:
     return SITE_COLOURS[index % len(SITE_COLOURS)]
+
+
+def site_marker(index: int) -> str:
+    return SITE_MARKERS[index % len(SITE_MARKERS)][0]
+
+
+def site_sign(index: int) -> str:
+    return SITE_MARKERS[index % len(SITE_MARKERS)][1]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a round chart: a value per round, NaN where there is none."""
+
+    colour: str
+    marker: str
+    ys: Sequence[float]
+    dashed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """Ends of the y axis that are fixed (None: by the data), and a line to read values against."""
+
+    low: float | None = None
+    high: float | None = None
+    guide: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +99,40 @@ def line_chart(lines: Sequence[tuple[str, str, Sequence[float], Sequence[float]]
         axes.plot(xs, ys, color=colour, linewidth=1.6, marker="o", markersize=2.6, alpha=0.95)
     axes.set_xlabel(x_label)
     axes.locator_params(axis="x", integer=True)
-    axes.grid(axis="y", color=_INK, alpha=0.12, linewidth=0.6)
+    axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
     return _svg(figure, label)
+
+
+def round_chart(rounds: Sequence[int], lines: Sequence[Line], axis: Axis, *, label: str) -> str:
+    """All `rounds` stand on the axis; the first ones, where no line has a value, are shaded as the warm-up."""
+    figure, axes = _figure(2.05)
+    if axis.guide is not None:
+        axes.axhline(axis.guide, color=INK, alpha=0.45, linewidth=0.8)
+    for line in lines:
+        style = {"linestyle": "--", "alpha": 0.75} if line.dashed else {"linestyle": "-", "alpha": 0.95}
+        axes.plot(rounds, line.ys, color=line.colour, linewidth=1.5, marker=line.marker, markersize=3.6, **style)  # type: ignore[arg-type]
+    axes.set_xlim(rounds[0] - 0.5, rounds[-1] + 0.5)
+    drawn = [bool(np.isfinite([line.ys[place] for line in lines]).any()) for place in range(len(rounds))]
+    if not drawn[0]:
+        first = rounds[drawn.index(True)]
+        axes.axvspan(rounds[0] - 0.5, first - 0.5, color=INK, alpha=0.07, linewidth=0)
+        middle = (rounds[0] + first - 1) / 2
+        axes.text(middle, 0.5, "warm-up", transform=axes.get_xaxis_transform(), rotation=90, **_WORDS)
+    _set_y(axes, axis)
+    axes.set_xlabel("round")
+    axes.locator_params(axis="x", integer=True)
+    axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
+    return _svg(figure, label)
+
+
+def _set_y(axes: Axes, axis: Axis) -> None:
+    """A twentieth beyond a fixed end, so that a marker on it is whole."""
+    low, high = axes.get_ylim()
+    low = low if axis.low is None else axis.low
+    high = high if axis.high is None else axis.high
+    high = max(high, low + 0.01)
+    room = (high - low) / 20
+    axes.set_ylim(low - room * (axis.low is not None), high + room * (axis.high is not None))
 
 
 def spread_chart(boxes: Sequence[Box], *, label: str, x_label: str) -> str:
@@ -89,7 +154,7 @@ def spread_chart(boxes: Sequence[Box], *, label: str, x_label: str) -> str:
     axes.spines["left"].set_visible(False)
     axes.set_ylim(y - 0.9, -0.8)
     axes.set_xlabel(x_label)
-    axes.grid(axis="x", color=_INK, alpha=0.12, linewidth=0.6)
+    axes.grid(axis="x", color=INK, alpha=0.12, linewidth=0.6)
     return _svg(figure, label)
 
 
@@ -119,16 +184,44 @@ def histogram_chart(edges: npt.NDArray[Any], densities: Mapping[str, npt.NDArray
 
 def image_uri(image_HW: npt.NDArray[Any]) -> str:
     """Intensities in [0, 1] (H, W) or (H, W, 3) as a PNG data URI."""
+    from PIL import Image
+
     grey = np.round(np.clip(np.nan_to_num(image_HW), 0, 1) * 255).astype(np.uint8)
-    return _png(grey)
+    return _png(Image.fromarray(grey))
 
 
 def error_uri(error_HW: npt.NDArray[Any], largest: float) -> str:
     """|error| (H, W) from 0 (black) to `largest` (yellow) as a PNG data URI."""
     from matplotlib import colormaps
+    from PIL import Image
 
     share = np.clip(np.abs(np.nan_to_num(error_HW)) / max(largest, 1e-9), 0, 1)
-    return _png(np.round(colormaps["inferno"](share)[..., :3] * 255).astype(np.uint8))
+    return _png(Image.fromarray(np.round(colormaps["inferno"](share)[..., :3] * 255).astype(np.uint8)))
+
+
+def map_uri(share_HW: npt.NDArray[Any], colours: str, *, see_through: bool = False) -> str:
+    """A map (H, W) of 0 to 1 in matplotlib's `colours` as a PNG data URI with a palette: a byte per pixel.
+
+    With `see_through`, 0 is clear and what lies below a 1 still shines through, for a map over a picture.
+    """
+    from matplotlib import colormaps
+    from PIL import Image
+
+    levels = np.round(np.clip(np.nan_to_num(share_HW), 0, 1) * 255).astype(np.uint8)
+    picture = Image.fromarray(levels, mode="P")
+    palette = np.round(colormaps[colours](np.arange(256))[:, :3] * 255).astype(np.uint8)
+    picture.putpalette(palette.tobytes())
+    clear = {"transparency": bytes(np.round(np.arange(256) * MOST_OPAQUE).astype(np.uint8))} if see_through else {}
+    return _png(picture, **clear)
+
+
+def gradient_css(colours: str) -> str:
+    """matplotlib's `colours` from left to right as a CSS gradient."""
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    stops = ", ".join(to_hex(colormaps[colours](at)) for at in np.linspace(0, 1, 9))
+    return f"linear-gradient(to right, {stops})"
 
 
 def contour_path(mask_HW: npt.NDArray[Any]) -> str:
@@ -141,11 +234,9 @@ def contour_path(mask_HW: npt.NDArray[Any]) -> str:
     return "".join(steps)
 
 
-def _png(pixels: npt.NDArray[np.uint8]) -> str:
-    from PIL import Image
-
+def _png(picture: Picture, **options: Any) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
+    picture.save(buffer, format="PNG", optimize=True, **options)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -155,9 +246,9 @@ def _figure(height_in: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(3.6, height_in), layout="constrained")
     axes: Axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set(color=_INK, alpha=0.35, linewidth=0.7)
-    axes.tick_params(color=_INK, labelcolor=_INK, labelsize=8, width=0.7, length=3)
-    axes.xaxis.label.set(color=_INK, fontsize=8)
+    axes.spines[["left", "bottom"]].set(color=INK, alpha=0.35, linewidth=0.7)
+    axes.tick_params(color=INK, labelcolor=INK, labelsize=8, width=0.7, length=3)
+    axes.xaxis.label.set(color=INK, fontsize=8)
     return figure, axes
 
 
@@ -171,7 +262,7 @@ def _svg(figure: Figure, label: str) -> str:
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": label, "path.simplify": True}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(<g) id="[A-Za-z]+_\d+"', r"\1", text)  # figure_1, axes_1 ... would repeat on one page
     text = re.sub(r"'DejaVu Sans'[^;\"]*", "inherit", text)

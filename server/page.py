@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from server import charts, figures
+from server.explanations import explained
 from server.findings import Findings
+from server.gate import gate_charts, promoted
 from server.summary import matrices, summary_rows
 from server.wording import METRICS, QUALITY, bytes_shown, duration_shown, shown
 
@@ -64,6 +66,7 @@ def page(findings: Findings) -> dict[str, Any]:
         "summary": [(key, metrics) for key, metrics in summary if any(name in metrics for name in quality)],
         "matrices": matrices(report["rows"], sites),
         "sites": [(site, figures.site_colour(index)) for index, site in enumerate(sites)],
+        "signs": [(site, figures.site_colour(index), figures.site_sign(index)) for index, site in enumerate(sites)],
         "settings": figures.SETTING_COLOURS,
         "masks": list(zip(_masks(findings), charts.MASK_COLOURS, strict=False)),
         "parts": _parts(findings, sites),
@@ -157,9 +160,10 @@ def _tiles(summary: Sequence[tuple[tuple[str, str], Mapping[str, float]]]) -> li
 
 
 def _parts(findings: Findings, sites: Sequence[str]) -> list[dict[str, Any]]:
-    """Per method, from its first seed: pictures, spread, curves, histogram."""
+    """Per method, from its first seed: pictures, where the recogniser looks, spread, curves, gate, histogram."""
     parts = []
-    for method in dict.fromkeys(run.method for run in findings.runs):
+    diagnoses = _names(findings, "diagnoses")
+    for number, method in enumerate(dict.fromkeys(run.method for run in findings.runs)):
         run = next(run for run in findings.runs if run.method == method)
         pictures = charts.load_pictures(run.pictures) if run.pictures and not findings.deployed else None
         parts.append(
@@ -167,6 +171,9 @@ def _parts(findings: Findings, sites: Sequence[str]) -> list[dict[str, Any]]:
                 "method": method,
                 "seed": run.seed,
                 "strips": charts.strips(pictures, sites, _masks(findings)) if pictures else [],
+                "explained": explained(pictures, sites, diagnoses, page_id=f"look{number}") if pictures else None,
+                "gate": gate_charts(run, sites),
+                "promoted": promoted(run),
                 "spreads": charts.spreads(run, pictures, sites),
                 "curves": charts.curves(run, sites),
                 "histogram": charts.histogram(pictures, sites) if pictures else None,
@@ -176,8 +183,12 @@ def _parts(findings: Findings, sites: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _masks(findings: Findings) -> list[str]:
+    return _names(findings, "masks")
+
+
+def _names(findings: Findings, kind: str) -> list[str]:
     campaign = findings.config.get("campaign", findings.config)
-    return [str(name) for name in campaign.get("data", {}).get("masks", ())]
+    return [str(name) for name in campaign.get("data", {}).get(kind, ())]
 
 
 def _data_table(sites: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

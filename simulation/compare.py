@@ -92,6 +92,7 @@ def compare(
     rows = rows_of(judged, labels_of(to_dict(campaign)), costs)
     shown = {
         **pictures.examples(models[0].networks, datas, judged[0], campaign, machine),
+        **pictures.explanations(models[0].networks, datas, judged[0], campaign, machine),
         **pictures.score_arrays(judged),
         **pictures.histograms(datas),
     }

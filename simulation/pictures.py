@@ -1,4 +1,6 @@
-"""Scores and a model in, the arrays of a pictures file out (keys: server/charts.py): examples, scores, histograms.
+"""Scores and a model in, the arrays of a pictures file out: examples, explanations, scores, histograms.
+
+The keys stand in server/charts.py, those of explanations in server/explanations.py.
 
 Only a simulation writes pictures; a deployed coordinator has no code that could. Examples are chosen by rule: of the
 test images with an outline (of all, where no image has one) the median one by gain in PSNR, and the worst one.
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from client.dataset import SiteData, Slices
 from client.evaluate import predict
+from client.explain import Maps, explain
 from shared.checkpoint import write_atomically
 from shared.config import CampaignConfig, MachineConfig
 from shared.networks import Networks
@@ -25,6 +28,8 @@ Pictures = dict[str, npt.NDArray[Any]]
 BINS = 48
 BACKGROUND = 0.01
 """Pixels up to this value are air or padding, and left out of the histograms."""
+SALIENCY_SCALE = 0.995
+"""The quantile of a slice's saliency that is shown brightest: a gradient has single pixels far above all others."""
 _SPREAD = ("psnr_db", "ssim", "dice")
 
 
@@ -50,6 +55,45 @@ def examples(
                     if value is not None and np.isfinite(value[index]):
                         pictures[f"{prefix}{metric}_{state}"] = np.array(value[index], dtype=np.float32)
     return pictures
+
+
+def explanations(
+    networks: Networks, datas: Mapping[str, SiteData], judged: Judged, campaign: CampaignConfig, machine: MachineConfig
+) -> Pictures:
+    """Where the recogniser looks in the same images, in a byte per pixel (errors: float16); shares that have no value
+    are left out."""
+    pictures: Pictures = {}
+    for site, data in datas.items():
+        chosen = choose(judged.by_test[site], data.test)
+        found = explain(networks, data.test, list(chosen.values()), campaign, machine)
+        for place, (which, index) in enumerate(chosen.items()):
+            prefix = f"explain/{site}/{which}/"
+            for state, error_NHW in found.error_NHW.items():
+                pictures[f"{prefix}error/{state}"] = error_NHW[place].astype(np.float16)
+            for task, maps in found.maps.items():
+                pictures |= {f"{prefix}{task}/{key}": value for key, value in _task_arrays(maps, place).items()}
+            if np.isfinite(found.area_N[place]):
+                pictures[f"{prefix}area"] = found.area_N[place]
+            if found.asked_N[place] >= 0:
+                pictures[f"{prefix}asked"] = np.array(found.asked_N[place], dtype=np.int16)
+                pictures[f"{prefix}known"] = np.array(bool(data.test.diagnosis_N[index] >= 0))
+    return pictures
+
+
+def _task_arrays(maps: Mapping[str, Maps], place: int) -> Pictures:
+    """One slice's maps, each kind on one scale over the slice's states."""
+    arrays: Pictures = {}
+    largest = float(np.quantile([of_state.saliency_NHW[place] for of_state in maps.values()], SALIENCY_SCALE))
+    for state, of_state in maps.items():
+        arrays[f"saliency/{state}"] = _bytes(of_state.saliency_NHW[place] / (largest or 1.0))
+        arrays[f"activation/{state}"] = _bytes(of_state.activation_NHW[place])
+        shares = {"saliency": of_state.saliency_inside_N[place], "activation": of_state.activation_inside_N[place]}
+        arrays |= {f"{kind}_inside/{state}": share for kind, share in shares.items() if np.isfinite(share)}
+    return arrays
+
+
+def _bytes(map_HW: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    return np.round(np.clip(map_HW, 0, 1) * 255).astype(np.uint8)
 
 
 def choose(values: Values, slices: Slices) -> dict[str, int]:

@@ -57,6 +57,21 @@ def test_error_map_is_darkest_at_nought_and_brightest_at_the_largest() -> None:
     assert pixels[0] < pixels[1] < pixels[2] == pixels[3]
 
 
+def test_map_keeps_its_levels_and_runs_from_dark_to_light() -> None:
+    levels = np.linspace(0, 1, 256).reshape(16, 16)
+    picture = Image.open(io.BytesIO(base64.b64decode(figures.map_uri(levels, "viridis").split(",")[1])))
+    np.testing.assert_array_equal(np.asarray(picture), np.arange(256).reshape(16, 16))
+    luminance = np.asarray(picture.convert("L")).astype(int).ravel()
+    assert (np.diff(luminance) >= -1).all()
+    assert luminance[-1] > luminance[0] + 100
+
+
+def test_not_a_number_is_drawn_as_nothing() -> None:
+    uri = figures.map_uri(np.array([[np.nan, 2.0, -1.0]]), "viridis", see_through=True)
+    alpha = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",")[1]))).convert("RGBA"))[0, :, 3]
+    assert alpha.tolist() == [0, round(0.7 * 255), 0]
+
+
 def test_box_holds_the_quantiles_and_leaves_out_what_is_not_finite() -> None:
     values = np.append(np.arange(101.0), [np.nan, np.inf])
     box = figures.box_of("north", "federated", "#123456", values)

@@ -117,7 +117,8 @@ def test_federation_and_comparison_tell_the_same_and_make_a_report(
     assert len(report["claims"]) == 5
     assert {row["setting"] for row in report["rows"]} == {"clean", "degraded", "local", "pooled", "federated"}
     assert report["versions"].keys() >= {"wardround", "torch", "flwr", "python"}
-    assert page.count("data:image/png") == 2 * 2 * 5
+    # two sites, two images each: a strip of five, and per state the image and two maps of each of two tasks, two errors
+    assert page.count("data:image/png") == 2 * 2 * 5 + 2 * 2 * (3 * 5 + 2)
     assert "noise 0.02" in page
 
 
@@ -246,4 +247,7 @@ def test_data_without_masks_has_no_mask_metric(
     assert not [key for row in comparison.rows for key in row if "dice" in key or "region" in key]
     assert "accuracy" in find(comparison, "federated", "all", "all")
     write_record(tmp_path / "run", config, [comparison], wall_s=1.0)
-    assert "Dice" not in write_report(tmp_path / "run").read_text().split("To do it again")[0].split("Limits")[0]
+    page = write_report(tmp_path / "run").read_text()
+    assert "Where the recogniser looks" in page
+    assert "summed logits" not in page
+    assert "Dice" not in page.split("To do it again")[0].split("Limits")[0]

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from client.dataset import SiteData, Slices
+from client.evaluate import evaluate
+from client.explain import STATES, explain
 from server.charts import load_pictures
+from shared.config import CampaignConfig, MachineConfig
+from shared.networks import build_networks
 from simulation import pictures
 from simulation.rows import Judged
+from tests.client.slices import disc_slices
 
 
 def slices(outlined: list[bool]) -> Slices:
@@ -65,3 +71,43 @@ def test_degraded_scores_stand_once_and_the_file_holds_no_object(tmp_path: Path)
     pictures.write_pictures(tmp_path / "pictures" / "plain-seed0.npz", arrays)
     read = load_pictures(tmp_path / "pictures" / "plain-seed0.npz")
     np.testing.assert_array_equal(read["scores/federated/all/a/psnr_db"], np.float32([21, 22]))
+
+
+def test_explanations_are_of_the_chosen_images_in_a_byte_per_pixel(
+    campaign: CampaignConfig, machine: MachineConfig
+) -> None:
+    networks, test = build_networks(campaign), disc_slices(5)
+    values = evaluate(networks, test, campaign, machine).values
+    judged = Judged("federated", "all", {"a": values}, {}, {"a": 5})
+    arrays = pictures.explanations(networks, {"a": SiteData("a", test, test, test, {})}, judged, campaign, machine)
+    chosen = pictures.choose(values, test)
+    found = explain(networks, test, list(chosen.values()), campaign, machine)
+    for place, (which, index) in enumerate(chosen.items()):
+        prefix = f"explain/a/{which}/"
+        assert arrays[f"{prefix}asked"] == test.diagnosis_N[index]
+        assert bool(arrays[f"{prefix}known"])
+        np.testing.assert_allclose(arrays[f"{prefix}error/degraded"], found.error_NHW["degraded"][place], atol=5e-4)
+        for task in ("masks", "diagnosis"):
+            maps = found.maps[task]
+            largest = np.quantile([maps[state].saliency_NHW[place] for state in STATES], pictures.SALIENCY_SCALE)
+            for state in STATES:
+                saliency, activation = (arrays[f"{prefix}{task}/{kind}/{state}"] for kind in ("saliency", "activation"))
+                assert saliency.dtype == activation.dtype == np.uint8
+                clipped = np.clip(maps[state].saliency_NHW[place] / largest, 0, 1)
+                np.testing.assert_allclose(saliency / 255, clipped, atol=0.002)
+                np.testing.assert_allclose(activation / 255, maps[state].activation_NHW[place], atol=0.002)
+                inside = arrays.get(f"{prefix}{task}/saliency_inside/{state}")
+                assert inside is None or inside == maps[state].saliency_inside_N[place]
+
+
+def test_explanation_of_an_image_without_an_outline_has_no_share(
+    campaign: CampaignConfig, machine: MachineConfig, tmp_path: Path
+) -> None:
+    test = disc_slices(3)
+    test = replace(test, mask_NHW=torch.zeros_like(test.mask_NHW), has_mask_N=torch.zeros(3, dtype=torch.bool))
+    judged = Judged("federated", "all", {"a": gains(1, 2, 3)}, {}, {"a": 3})
+    datas = {"a": SiteData("a", test, test, test, {})}
+    arrays = pictures.explanations(build_networks(campaign), datas, judged, campaign, machine)
+    assert not [key for key in arrays if "inside" in key or key.endswith("area")]
+    pictures.write_pictures(tmp_path / "p.npz", arrays)
+    assert load_pictures(tmp_path / "p.npz").keys() == arrays.keys()
