@@ -27,6 +27,7 @@ ONLY_IN = {
     "omegaconf": ("shared/config/load.py",),
     "cryptography": ("shared/trust/", "shared/secagg/"),
     "nilearn": ("simulation/hospitals/",),
+    "skimage": ("simulation/study/denoisers.py",),
     "pickle": (),
 }  # fmt: skip
 HEAVY = ("monai", "matplotlib", "highdicom", "nilearn", "skimage", "sklearn", "ray", "hydra", "scipy", "pandas")

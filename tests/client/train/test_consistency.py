@@ -11,7 +11,7 @@ from client.batches import evaluation_batch
 from client.evaluate import evaluate, predict
 from client.train import gradprom
 from client.train.gradprom import Share
-from client.train.local import batch_gradients
+from client.train.local import batch_gradients, train_round
 from client.train.recognise import warmup_gradients
 from shared.batch import Batch
 from shared.config import CampaignConfig, DegradeConfig, MachineConfig
@@ -75,6 +75,19 @@ def test_micro_batches_add_up_to_the_batch(undersampled: CampaignConfig, machine
         whole, _ = batch_gradients(networks, batch, undersampled, machine, gradients_of, 4)
         parts, _ = batch_gradients(networks, batch, undersampled, machine, gradients_of, 3)
         torch.testing.assert_close(whole.enhance_D, parts.enhance_D, rtol=1e-4, atol=1e-7)
+
+
+def test_a_round_trains_on_consistent_images(undersampled: CampaignConfig, machine: MachineConfig) -> None:
+    def trained() -> tuple[float, float, torch.Tensor]:
+        networks, slices = build_networks(undersampled), disc_slices(8)
+        before = evaluate(networks, slices, undersampled, machine).values["enhanced.rmse"].mean()
+        train_round(networks, slices, undersampled, machine, site="a", round=1, steps=30)
+        after = evaluate(networks, slices, undersampled, machine).values["enhanced.rmse"].mean()
+        return before, after, gradprom.flat(list(networks.enhancer.parameters()))
+
+    before, after, weights = trained()
+    assert after < before
+    assert torch.equal(weights, trained()[2])
 
 
 def test_evaluation_judges_the_consistent_image(undersampled: CampaignConfig, machine: MachineConfig) -> None:
