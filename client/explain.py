@@ -31,7 +31,7 @@ from client.dataset import Slices
 from client.evaluate import predict
 from shared.config import CampaignConfig, MachineConfig
 from shared.networks import Networks, placed
-from shared.recognise.networks import Recognition
+from shared.recognise.recognition import Recognition
 
 STATES = ("degraded", "enhanced", "clean")
 

@@ -1,7 +1,7 @@
 """A run's round records in, the charts of "Where the gate opened" out: per site, and the coordinator's own gate.
 
     training.<site>   gate_open_rate, mean_cosine, added_share (|what recognition added| / |g|), ascent_rate
-    promotion         open, cosine, added_share of the federated gate, where strategy.promotion asks for one
+    promotion         open, cosine, added_share of the federated gate (server/strategies/promotion.py), if there is one
 
 A round without a value (the warm-up has no gate, a site that did not answer has no figures) is a gap in its line: a
 rate of 0 would say that the gate was there and shut.
@@ -20,7 +20,7 @@ from server.findings import Run
 _CHARTS: tuple[tuple[str, str, str, figures.Axis], ...] = (
     ("gate_open_rate", "open", "gate open, share of steps", figures.Axis(low=0, high=1)),
     ("mean_cosine", "cosine", "cosine of the two gradients, mean", figures.Axis(guide=0)),
-    ("added_share", "added_share", "what recognition added, |added| / |g|", figures.Axis(low=0)),
+    ("added_share", "added_share", "what recognition added, relative to the rest", figures.Axis(low=0)),
     ("ascent_rate", "", "steps that went up the main loss, share", figures.Axis(low=0)),
 )
 
@@ -44,7 +44,7 @@ def gate_charts(run: Run, sites: Sequence[str]) -> list[GateChart]:
             for index, site in enumerate(sites)
             if _measured(trained, site, key)
         ]
-        promotion = [_number(_mapping(record.get("promotion")).get(server_key)) for record in trained]
+        promotion = [_number(_promotion(record).get(server_key)) for record in trained]
         if any(map(math.isfinite, promotion)):
             lines.append(figures.Line(figures.INK, "X", promotion, dashed=True))
         if lines:
@@ -56,6 +56,12 @@ def gate_charts(run: Run, sites: Sequence[str]) -> list[GateChart]:
 def promoted(run: Run) -> bool:
     """Whether the coordinator had a gate of its own."""
     return any(_mapping(record.get("promotion")) for record in run.rounds)
+
+
+def _promotion(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the coordinator's gate saw; nothing in a round in which no site's recognition had added anything."""
+    found = _mapping(record.get("promotion"))
+    return {} if found.get("added_share") == 0 else found
 
 
 def _measured(records: Sequence[Mapping[str, Any]], site: str, key: str) -> bool:

@@ -15,7 +15,7 @@ from client.evaluate import predict
 from client.explain import STATES, explain, grad_cam, scores
 from shared.config import CampaignConfig, MachineConfig
 from shared.networks import Networks, build_networks
-from shared.recognise.networks import Recognition
+from shared.recognise.recognition import Recognition
 from shared.weights import to_arrays
 from tests.client.slices import disc_slices
 
@@ -166,7 +166,7 @@ def test_error_map_is_the_absolute_difference(campaign: CampaignConfig, machine:
     np.testing.assert_allclose(found.area_N, (slices.mask_NHW[[3, 0]] > 0).float().mean((1, 2)).numpy(), rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["unet", "cnn"])
+@pytest.mark.parametrize("kind", ["unet", "cnn", "vnet", "resunet", "voxresnet"])
 def test_explaining_changes_nothing_leaves_no_gradient_and_repeats_to_the_bit(
     diagnosis_only: CampaignConfig, machine: MachineConfig, kind: str
 ) -> None:
@@ -196,6 +196,18 @@ def test_each_campaign_is_explained_by_what_it_recognises(
         found = explain(build_networks(each), disc_slices(2), [1], each, machine)
         assert list(found.maps) == tasks
         assert (found.asked_N[0] == -1) == ("diagnosis" not in tasks)
+
+
+@pytest.mark.parametrize("kind", ["vnet", "resunet", "voxresnet"])
+def test_each_segmenting_recogniser_hands_out_its_deepest_features(
+    masks_only: CampaignConfig, machine: MachineConfig, kind: str
+) -> None:
+    each = replace(masks_only, recognise=replace(masks_only.recognise, kind=kind))
+    networks = build_networks(each)
+    with torch.no_grad():
+        features = networks.recogniser.eval()(disc_slices(1).clean_NCHW).features
+    assert features[0].shape[-1] == min(feature.shape[-1] for feature in features)
+    assert explain(networks, disc_slices(2), [0, 1], each, machine).maps["masks"]["clean"].saliency_NHW.any()
 
 
 def test_share_inside_has_no_value_without_an_outline(campaign: CampaignConfig, machine: MachineConfig) -> None:

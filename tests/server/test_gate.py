@@ -42,7 +42,7 @@ def test_every_quantity_that_was_measured_has_its_chart_and_the_warm_up_is_named
     assert [chart.title for chart in charts] == [
         "gate open, share of steps",
         "cosine of the two gradients, mean",
-        "what recognition added, |added| / |g|",
+        "what recognition added, relative to the rest",
         "steps that went up the main loss, share",
     ]
     assert ["warm-up" in chart.svg for chart in charts] == [True, True, True, False]
@@ -59,14 +59,21 @@ def test_nobody_looked_at_the_task_gradient_nothing_to_show() -> None:
 
 
 def test_gate_of_the_coordinator_stands_beside_the_sites_gates() -> None:
-    promotion = {"promotion": {"open": True, "cosine": 0.2, "added_share": 0.03}}
-    run = run_of(WARM, OPEN | promotion, OPEN | {"promotion": {"open": False, "cosine": -0.2, "added_share": 0.0}})
+    promotion = {"promotion": {"open": 1.0, "cosine": 0.2, "added_share": 0.03}}
+    run = run_of(WARM, OPEN | promotion, OPEN | {"promotion": {"open": 0.0, "cosine": -0.2, "added_share": 0.02}})
     assert promoted(run)
     assert not promoted(run_of(WARM, OPEN))
     with_it, without = gate_charts(run, ["a"]), gate_charts(run_of(WARM, OPEN, OPEN), ["a"])
     dashed = [len(re.findall("stroke-dasharray", chart.svg)) for chart in with_it]
     assert [count > 0 for count in dashed] == [True, True, True, False]
     assert not any("stroke-dasharray" in chart.svg for chart in without)
+
+
+def test_gate_of_the_coordinator_that_nothing_came_to_is_a_gap() -> None:
+    nothing = {"promotion": {"open": 0.0, "cosine": 0.0, "added_share": 0.0}}
+    gate = gate_charts(run_of(WARM | nothing, OPEN), ["a"])[0]
+    assert "warm-up" in gate.svg
+    assert "stroke-dasharray" not in gate.svg
 
 
 @pytest.mark.parametrize("odd", ["yes", None, [], {"open": "wide"}, {"open": None}])
