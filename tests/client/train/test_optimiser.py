@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from client.train.optimiser import SGD, AdamW
+from client.train.optimiser import SGD, AdamW, RMSprop
 
 SHAPES = [(3, 2, 3, 3), (5,), ()]
 
@@ -35,6 +35,22 @@ def test_steps_are_torchs_own_bit_for_bit(ours: Any, theirs: Any, more: dict[str
         for i, (a, b) in enumerate(zip(mine, reference, strict=True)):
             gradient = torch.randn(a.shape, generator=rng)
             a.grad = b.grad = None if i == 1 and step % 2 else gradient
+        own.step()
+        other.step()
+        for a, b in zip(mine, reference, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_rmsprop_steps_are_torchs_own_bit_for_bit() -> None:
+    """Also where a parameter has no gradient in some steps, and the rate changes."""
+    mine, reference = parameters(), parameters()
+    own = RMSprop(mine, learning_rate=0.1)
+    other = torch.optim.RMSprop(reference, lr=0.1)
+    rng = torch.Generator().manual_seed(1)
+    for step in range(6):
+        own.learning_rate = other.param_groups[0]["lr"] = 0.1 / (step + 1)
+        for i, (a, b) in enumerate(zip(mine, reference, strict=True)):
+            a.grad = b.grad = None if i == 1 and step % 2 else torch.randn(a.shape, generator=rng)
         own.step()
         other.step()
         for a, b in zip(mine, reference, strict=True):
