@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,6 +72,59 @@ def test_an_update_is_the_difference_and_the_evaluation_of_what_came_in(
     assert judged.difference == {}
     assert judged.num_samples == 0
     assert {"enhanced.psnr_db", "degraded.psnr_db", "clean.dice"} <= judged.evaluation.keys()
+
+
+def approving(campaign: CampaignConfig, setup: SiteSetup, folder: Path) -> SiteSetup:
+    save_campaign(campaign, folder / "other.json")
+    return replace(setup, approved={campaign_digest(campaign): folder / "other.json"})
+
+
+@pytest.mark.parametrize("promotion", ["none", "global"])
+def test_what_recognition_added_leaves_only_where_the_campaign_promotes(
+    campaign: CampaignConfig, setup: SiteSetup, tmp_path: Path, promotion: Any
+) -> None:
+    objective = replace(campaign.objective, kind="joint")  # no gate that might be closed
+    promoting = replace(campaign, objective=objective, strategy=replace(campaign.strategy, promotion=promotion))
+    setup, weights = approving(promoting, setup, tmp_path), initial_weights(promoting)
+    judged, trained = (answer(plan(promoting, weights, action, 2), setup) for action in ("evaluate", "train"))
+    assert isinstance(judged, Update)
+    assert isinstance(trained, Update)
+    assert judged.added == {}
+    if promotion == "none":
+        assert trained.added == {}
+        return
+    enhancer = {name: values for name, values in weights.items() if name.startswith("enhancer.")}
+    assert list(trained.added) == list(enhancer)
+    assert all(values.dtype == np.float32 for values in trained.added.values())
+    assert all(values.shape == enhancer[name].shape for name, values in trained.added.items())
+    assert any(values.any() for values in trained.added.values())
+
+
+def test_nothing_is_added_while_the_recogniser_warms_up(
+    campaign: CampaignConfig, setup: SiteSetup, tmp_path: Path
+) -> None:
+    """Arrays of zeros, and not none: an update has the same arrays in every round."""
+    strategy = replace(campaign.strategy, promotion="layer")
+    warm = replace(campaign, strategy=strategy, objective=replace(campaign.objective, warmup=0.5))
+    update = answer(plan(warm, initial_weights(warm)), approving(warm, setup, tmp_path))
+    assert isinstance(update, Update)
+    assert update.added
+    assert not any(values.any() for values in update.added.values())
+
+
+def test_where_recognition_drowns_the_other_loss_it_has_added_the_whole_movement(
+    campaign: CampaignConfig, setup: SiteSetup, tmp_path: Path
+) -> None:
+    objective = replace(campaign.objective, kind="joint", warmup=0.0, task_weight=1e6, relative=False)
+    steered = replace(campaign, objective=objective, strategy=replace(campaign.strategy, promotion="layer"))
+    setup, weights = approving(steered, setup, tmp_path), initial_weights(steered)
+    first, again = (answer(plan(steered, weights), setup) for _ in range(2))
+    assert isinstance(first, Update)
+    assert isinstance(again, Update)
+    for name, values in first.added.items():
+        assert values.tobytes() == again.added[name].tobytes()
+        np.testing.assert_allclose(values, first.difference[name], atol=1e-4)
+    assert any(np.abs(values).max() > 1e-3 for values in first.added.values())
 
 
 def test_the_same_plan_gives_the_same_bytes_also_after_another_round(

@@ -541,3 +541,89 @@ def test_another_campaigns_folder_is_refused(campaign: CampaignConfig, link: Scr
     run(campaign, link, tmp_path)
     with pytest.raises(RefusedError, match="choose another run_dir"):
         run(replace(campaign, seed=1), link, tmp_path)
+
+
+# ---------------------------------------------------------------------------------------------------- federated gate
+
+
+class Steered(Sites):
+    """Site i's enhancer learns i by its own loss and `added` by recognition; told apart where somebody asks."""
+
+    def __init__(self, names: Iterable[str], added: float, *, told: bool = True) -> None:
+        super().__init__(names)
+        self.added, self.told = np.float32(added), told
+
+    def update(self, site: str, plan: Plan) -> Update:
+        update = super().update(site, plan)
+        if plan.action == "evaluate":
+            return update
+        learned = {**update.difference, "enhancer.w": update.difference["enhancer.w"] + self.added}
+        added = {"enhancer.w": np.full_like(WEIGHTS["enhancer.w"], self.added)}
+        return replace(update, difference=learned, added=added if self.told else {})
+
+
+def promoting(campaign: CampaignConfig, kind: Any, **more: Any) -> CampaignConfig:
+    return replace(campaign, strategy=StrategyConfig(kind="fedavg", promotion=kind, **more))
+
+
+@pytest.mark.parametrize("kind", ["global", "layer", "projected"])
+@pytest.mark.parametrize("weight_by", ["samples", "equal"])
+def test_with_all_gates_open_the_result_is_that_of_plain_federated_averaging(
+    campaign: CampaignConfig, tmp_path: Path, kind: Any, weight_by: Any
+) -> None:
+    gates = promoting(campaign, kind, weight_by=weight_by)
+    none = promoting(campaign, "none", weight_by=weight_by)
+    gated = run(gates, ScriptedLink(Steered("abc", 0.3)), tmp_path / "gated")
+    plain = run(none, ScriptedLink(Steered("abc", 0.3, told=False)), tmp_path / "plain")
+    for name in WEIGHTS:
+        assert gated.state.weights[name].tobytes() == plain.state.weights[name].tobytes()
+    main = ALL if weight_by == "samples" else 2.0
+    for record, without in zip(gated.records[:2], plain.records[:2], strict=True):
+        assert record["promotion"] == pytest.approx({"open": 1, "cosine": 1, "added_share": 0.3 / main}, rel=1e-3)
+        assert record["update_norm"] == without["update_norm"]
+    assert "promotion" not in gated.records[2]
+    assert all("promotion" not in record for record in plain.records)
+
+
+@pytest.mark.parametrize("kind", ["global", "layer", "projected"])
+def test_what_works_against_the_sites_together_stays_out(campaign: CampaignConfig, tmp_path: Path, kind: Any) -> None:
+    result = run(promoting(campaign, kind), ScriptedLink(Steered("abc", -0.5)), tmp_path)
+    assert moved(result) == pytest.approx(2 * ALL)
+    assert [record["promotion"]["open"] for record in read_records(tmp_path)[:2]] == [0, 0]
+
+
+@pytest.mark.parametrize("kind", ["fedavg", "fedadam", "fedyogi"])
+def test_a_resumed_run_promotes_like_one_that_was_never_killed(
+    campaign: CampaignConfig, tmp_path: Path, kind: Any
+) -> None:
+    gated = replace(campaign, strategy=StrategyConfig(kind=kind, promotion="projected"))
+    killing = ScriptedLink(Steered("abc", -0.5))
+
+    def kill(plan: Plan) -> Reply:
+        raise KilledError
+
+    killing.replies[("b", "train", 2)] = kill
+    with pytest.raises(KilledError):
+        run(gated, killing, tmp_path / "killed")
+    resumed = run(gated, ScriptedLink(Steered("abc", -0.5)), tmp_path / "killed")
+    whole = run(gated, ScriptedLink(Steered("abc", -0.5)), tmp_path / "whole")
+    for name in WEIGHTS:
+        assert resumed.state.weights[name].tobytes() == whole.state.weights[name].tobytes()
+    assert [r.get("promotion") for r in resumed.records] == [r.get("promotion") for r in whole.records]
+
+
+@pytest.mark.parametrize(
+    ("kind", "told", "reason"),
+    [
+        ("global", False, "lacks what recognition added, which strategy.promotion asks for"),
+        ("none", True, "what recognition added, which strategy.promotion=none does not ask for"),
+    ],
+)
+def test_a_site_that_keeps_back_or_brings_unasked_what_was_added_does_not_count(
+    campaign: CampaignConfig, tmp_path: Path, kind: Any, told: bool, reason: str
+) -> None:
+    link, liar = ScriptedLink(Steered("abc", 0.3, told=not told)), Steered("abc", 0.3, told=told)
+    link.replies[("b", "train", 1)] = lambda plan: update_record(liar.update("b", plan))
+    result = run(promoting(campaign, kind), link, tmp_path)
+    assert reason in result.records[0]["dropped"]["b"]
+    assert result.state.weights["recogniser.v"] - 1 == pytest.approx(WITHOUT_B + ALL)

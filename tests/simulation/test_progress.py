@@ -40,6 +40,8 @@ def show(*, terminal: bool) -> tuple[str, Display]:
 def test_round_line_pools_over_images_and_averages_gates_over_sites() -> None:
     line = round_line(RoundFinished(3, 8, RECORD))
     assert line == "round 3/8    PSNR 23.00 dB  gate open 0.50  2 sites  4.1 s"
+    promoted = {**RECORD, "promotion": {"open": 0.5, "cosine": 0.1, "added_share": 0.2}}
+    assert "gate open 0.50  promoted 0.50  2 sites" in round_line(RoundFinished(3, 8, promoted))
     closing = RoundFinished(9, 8, {"participants": ["a"], "seconds": 0.5})
     assert round_line(closing).split() == ["closing", "1", "site", "0.5", "s"]
 

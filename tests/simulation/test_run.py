@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -91,6 +92,25 @@ def test_a_run_that_lost_its_coordinator_ends_with_the_weights_of_one_that_did_n
     resumed = run_federation(campaign, stores, tmp_path / "killed", "inprocess", machine)
     whole = run_federation(campaign, stores, tmp_path / "whole", "inprocess", machine)
     assert digest(resumed.weights) == digest(whole.weights)
+
+
+@pytest.mark.parametrize("promotion", ["global", "layer", "projected"])
+def test_a_federation_promotes_the_same_each_time(
+    campaign: CampaignConfig, stores: Stores, machine: MachineConfig, tmp_path: Path, promotion: Any
+) -> None:
+    gated = replace(campaign, strategy=StrategyConfig(kind="fedavg", promotion=promotion))
+    first = run_federation(gated, stores, tmp_path / "one", "inprocess", machine)
+    again = run_federation(gated, stores, tmp_path / "two", "inprocess", machine)
+    plain = run_federation(campaign, stores, tmp_path / "plain", "inprocess", machine)
+    assert digest(first.weights) == digest(again.weights)
+    assert [record.get("promotion") for record in first.records] == [r.get("promotion") for r in again.records]
+    for record, without in zip(first.records[:2], plain.records[:2], strict=True):
+        assert record["dropped"] == {}
+        assert record["bytes_up"] > without["bytes_up"]
+        seen = record["promotion"]
+        assert 0 <= seen["open"] <= 1
+        assert -1 <= seen["cosine"] <= 1
+        assert 0 < seen["added_share"] < 1
 
 
 def run_with(
