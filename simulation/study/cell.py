@@ -197,7 +197,9 @@ def _judged(
             }
     labels = {**labels_of(to_dict(cell.config.campaign)), **_conditions(cell), "split": split}
     labels["test_data"] = campaign.data.kind
-    settings = {"degraded": "degraded", "clean": "clean", "enhanced": cell.setting}
+    # What learns nothing stands among the models of pooled data, which have seen more than it.
+    trained = "pooled" if cell.setting == "untrained" else cell.setting
+    settings = {"degraded": "degraded", "clean": "clean", "enhanced": trained}
     return [
         {**labels, "setting": settings[state], "test_site": "all", "n": len(slices), **of_state}
         for state, of_state in figures.items()
@@ -229,9 +231,9 @@ def _conditions(cell: Cell) -> Row:
     }
     if campaign.degrade.kind in ("gaussian", "composite"):
         row["sigma"] = campaign.degrade.sigma[1]
-    if campaign.enhance.kind == "cnn3":
+    if objective.kind == "plain" and campaign.enhance.kind == "cnn3":
         row["method"] = "cnn3"
-    if campaign.enhance.attention:
+    if objective.kind == "mse-wgan" and campaign.enhance.attention:
         row["method"] = "sa-wgan"
     if cell.setting == "untrained":
         row |= {"method": "nlm", "recognition": "none", "gate": "off"}

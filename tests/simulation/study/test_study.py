@@ -1,0 +1,226 @@
+"""A small grid of phantom cells, run for real: kept, shared between tables, judged by networks that never trained."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from shared.config import SimulationConfig, StudyConfig, TableConfig, load
+from shared.errors import ConfigError, DataError
+from simulation.study import run as study_run
+from simulation.study.cell import opened
+from simulation.study.grid import Cell, key_of, planned
+from simulation.study.judges import judge_of
+from simulation.study.locks import free, locked
+
+TINY = ("data=phantom", "rounds=2", "training.local_steps=3", "training.batch_size=2", "seed=0")
+SMALL = ("enhance.channels=4", "enhance.depth=2", "recognise.channels=4", "recognise.depth=2", "objective.warmup=0.5")
+FEW = (
+    *(f"hospitals.sites.{site}.patients=4" for site in range(3)),
+    "data.split={train:0.5,validation:0.25,test:0.25}",
+)
+
+
+def study_of(*tables: TableConfig, **changes: Any) -> StudyConfig:
+    return StudyConfig(tables=tables, common=(*TINY, *SMALL, *FEW), **changes)
+
+
+def config_of(study: StudyConfig, folder: Path) -> SimulationConfig:
+    config = load("simulation", [*TINY, "machine.threads=1", f"run_dir={folder}"], SimulationConfig)
+    return replace(config, study=study)
+
+
+def table(name: str = "rivals", **changes: Any) -> TableConfig:
+    values: dict[str, Any] = {
+        "vary": (("objective=gradprom", "objective=joint"), ("objective.task_weight=1.0",)),
+        "seeds": (0,),
+    }
+    return TableConfig(name=name, title=name, question="?", **{**values, **changes})
+
+
+# --------------------------------------------------------------------------------------------------------------- plan
+
+
+def test_cells_are_the_product_of_what_varies_and_come_seed_by_seed() -> None:
+    asked = table(
+        vary=(("objective=gradprom", "objective=joint"), ("objective.task_weight=0.1", "objective.task_weight=1.0")),
+        also=("objective=plain",),
+        seeds=(3, 5),
+    )
+    cells = planned(study_of(asked), "quick")
+    assert [cell.seed for cell in cells] == [3] * 5 + [5] * 5
+    kinds = [(c.config.campaign.objective.kind, c.config.campaign.objective.task_weight) for c in cells[:5]]
+    assert kinds == [("gradprom", 0.1), ("gradprom", 1.0), ("joint", 0.1), ("joint", 1.0), ("plain", 0.1)]
+    assert all(cell.config.campaign.seed == cell.seed for cell in cells)
+
+
+def test_a_cell_that_two_tables_ask_for_is_one_cell() -> None:
+    one, other = table("one"), table("other", vary=(("objective=joint objective.task_weight=1.0",),))
+    cells = planned(study_of(one, other), "quick")
+    assert [cell.tables for cell in cells] == [("one",), ("one", "other")]
+
+
+@pytest.mark.parametrize(
+    ("words", "same"),
+    [
+        ("objective.task_weight=2.0", False),
+        ("degrade.sigma=[0.3,0.3]", False),
+        ("hospitals.sites.0.patients=5", False),
+        ("data.test=phantom", False),
+        ("run_dir=elsewhere", True),
+        ("data.root=elsewhere", True),
+        ("machine.threads=2", True),
+        ("strategy=fedadam", True),  # nothing to a model of pooled data
+        ("name=other", True),
+    ],
+)
+def test_the_key_is_of_what_decides_the_figures(words: str, same: bool) -> None:
+    def key(*extra: str) -> str:
+        return key_of(load("simulation", [*TINY, *extra], SimulationConfig), "pooled", downstream=False)
+
+    assert (key() == key(*words.split())) is same
+
+
+def test_a_federation_is_keyed_by_its_strategy() -> None:
+    configs = [load("simulation", [*TINY, f"strategy={kind}"], SimulationConfig) for kind in ("fedavg", "fedadam")]
+    assert len({key_of(config, "federated", downstream=False) for config in configs}) == 2
+
+
+def test_a_cell_without_its_data_says_which() -> None:
+    asked = table(vary=(("data=hippocampus", "data=phantom"),), common=())
+    missing = [cell.missing for cell in planned(study_of(asked), "quick") if cell.config.campaign.data.kind != "mni"]
+    assert set(missing) == {"hippocampus", None}
+
+
+def test_a_table_with_an_override_that_is_not_one_is_refused() -> None:
+    with pytest.raises(ConfigError, match="task_wait"):
+        planned(study_of(table(vary=(("objective.task_wait=1",),))), "quick")
+
+
+@pytest.mark.parametrize("changes", [{"only": ("nothing",)}, {"limit": -1}])
+def test_a_study_that_cannot_be_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        study_of(table(), **changes)
+
+
+def test_the_enhancement_study_composes() -> None:
+    config = load("simulation", ["experiment=enhancement"], SimulationConfig)
+    assert config.study is not None
+    assert len(config.study.tables) > 10
+
+
+# ---------------------------------------------------------------------------------------------------------------- run
+
+
+@pytest.fixture
+def quiet() -> Console:
+    return Console(quiet=True)
+
+
+def kept_cells(folder: Path) -> dict[str, dict[str, Any]]:
+    return {path.stem: json.loads(path.read_text()) for path in sorted((folder / "cells").glob("*.json"))}
+
+
+@pytest.mark.slow
+def test_a_study_runs_keeps_and_goes_on(tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(study_of(table(also=("objective=plain",)), limit=2), tmp_path)
+    report = study_run.run_study(config, quiet)
+    assert report.is_file()
+    first = kept_cells(tmp_path)
+    assert len(first) == 2
+    study_run.run_study(config, quiet)
+    second = kept_cells(tmp_path)
+    assert len(second) == 3
+    assert all(second[key] == value for key, value in first.items())
+
+    record = json.loads((tmp_path / "report.json").read_text())
+    assert {row["method"] for row in record["rows"]} == {"gradprom", "joint", "plain"}
+    assert {row["setting"] for row in record["rows"]} == {"degraded", "clean", "pooled"}
+    assert {row["split"] for row in record["rows"]} == {"validation", "test"}
+    judged = [row for row in record["rows"] if row["split"] == "test" and row["setting"] == "pooled"]
+    assert all(0 <= row["judge_dice"] <= 1 and row["table"] == "rivals" for row in judged)
+    # One judge for all objectives: what it says of degraded images does not depend on who was trained.
+    degraded = {row["judge_dice"] for row in record["rows"] if row["split"] == "test" and row["setting"] == "degraded"}
+    assert len(degraded) == 1
+
+    monkeypatch.setattr(study_run, "run_cell", None)  # nothing is run again
+    study_run.run_study(config, quiet)
+
+
+@pytest.mark.slow
+def test_every_setting_and_downstream_network_gives_rows(tmp_path: Path, quiet: Console) -> None:
+    settings: list[Any] = ["federated", "local", "untrained"]
+    tables = [table(name, setting=name, vary=(), also=("objective=gradprom",)) for name in settings]
+    tables.append(table("downstream", downstream=True, vary=(), also=("objective=plain data.test=phantom",)))
+    study_run.run_study(config_of(study_of(*tables), tmp_path), quiet)
+    rows = json.loads((tmp_path / "report.json").read_text())["rows"]
+    test = [row for row in rows if row["split"] == "test" and row["setting"] not in ("clean", "degraded")]
+    assert {row["table"]: row["setting"] for row in test} == {
+        "federated": "federated", "local": "local", "untrained": "pooled", "downstream": "pooled",
+    }  # fmt: skip
+    assert {row["method"] for row in test if row["table"] == "untrained"} == {"nlm"}
+    own = next(row for row in test if row["table"] == "downstream")
+    for network in ("unet", "vnet", "resunet", "voxresnet"):
+        assert 0 <= own[f"dice_{network}"] <= 1
+        assert 0 <= own[f"no_harm_dice_{network}"] <= 1
+    assert not list((tmp_path / "federations").glob("*")), "checkpoints of a finished cell are let go"
+
+
+def test_a_damaged_cell_is_named(tmp_path: Path, quiet: Console) -> None:
+    config = config_of(study_of(table()), tmp_path)
+    assert config.study is not None
+    cells = planned(config.study, "quick")
+    (tmp_path / "cells").mkdir()
+    for cell in cells:
+        (tmp_path / "cells" / f"{cell.key}.json").write_text("{")
+    with pytest.raises(DataError, match=r"cannot be read; remove it"):
+        study_run.run_study(config, quiet)
+
+
+def test_a_cell_that_another_process_works_at_is_left_to_it(tmp_path: Path, quiet: Console) -> None:
+    config = config_of(study_of(table()), tmp_path)
+    assert config.study is not None
+    cell = planned(config.study, "quick")[0]
+    with locked(tmp_path / "cells" / f"{cell.key}.lock"):
+        assert study_run._one(cell, "", tmp_path, config, quiet) == 0
+
+
+def test_a_lock_is_free_again_afterwards(tmp_path: Path) -> None:
+    path = tmp_path / "cell.lock"
+    with free(path) as first, free(path) as second:
+        assert (first, second) == (True, False)
+    with free(path) as third:
+        assert third
+
+
+# -------------------------------------------------------------------------------------------------------------- judge
+
+
+def cells_of(*words: str) -> list[Cell]:
+    return planned(study_of(table(vary=(words,))), "quick")
+
+
+def test_one_judge_for_all_objectives_and_degradations(tmp_path: Path) -> None:
+    cells = cells_of("objective=plain", "objective=gradprom degrade=blur enhance.channels=6", "objective=frozen")
+    machine = config_of(study_of(table()), tmp_path).machine
+    judges = []
+    for cell in cells:
+        data = opened(cell.config, tmp_path)
+        judges.append(judge_of(cell.config.campaign, data.together, data.recipe, tmp_path / "judges", machine))
+    assert len(list((tmp_path / "judges").glob("*.npz"))) == 1
+    first, *others = [torch.cat([p.flatten() for p in judge.parameters()]) for judge in judges]
+    assert all(torch.equal(first, other) for other in others)
+    assert not any(judge.training for judge in judges)
+
+
+def test_data_are_written_once_for_all_cells(tmp_path: Path) -> None:
+    first, second = (opened(cell.config, tmp_path) for cell in cells_of("objective=plain", "objective=joint"))
+    assert first.stores == second.stores
+    assert np.array_equal(first.together.test.clean_NCHW.numpy(), second.together.test.clean_NCHW.numpy())
