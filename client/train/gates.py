@@ -92,14 +92,16 @@ def projected(g_D: Tensor, v_D: Tensor) -> Passed:
 def cosine(g_D: Tensor, v_D: Tensor) -> Tensor:
     """cos(g, v), 0 where either is 0."""
     norms = torch.linalg.vector_norm(g_D) * torch.linalg.vector_norm(v_D)
-    return torch.dot(g_D, v_D) / norms.clamp(min=torch.finfo(norms.dtype).tiny)
+    value: Tensor = torch.dot(g_D, v_D) / norms.clamp(min=torch.finfo(norms.dtype).tiny)
+    return value
 
 
 def lower_bound(cosines_M: Tensor, confidence: float) -> Tensor:
     """Student's one-sided lower confidence bound of the mean of M >= 2 values, which are taken as independent."""
     count = len(cosines_M)
     error = cosines_M.std(correction=1) / count**0.5
-    return cosines_M.mean() - _student_quantile(confidence, count - 1) * error
+    bound: Tensor = cosines_M.mean() - _student_quantile(confidence, count - 1) * error
+    return bound
 
 
 @lru_cache
@@ -114,4 +116,5 @@ def capped(added_D: Tensor, g_D: Tensor, kappa: float | None) -> Tensor:
     if kappa is None:
         return added_D
     norm = torch.linalg.vector_norm(added_D).clamp(min=torch.finfo(added_D.dtype).tiny)
-    return added_D * (kappa * torch.linalg.vector_norm(g_D) / norm).clamp(max=1.0)
+    cut_D: Tensor = added_D * (kappa * torch.linalg.vector_norm(g_D) / norm).clamp(max=1.0)
+    return cut_D

@@ -10,6 +10,7 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from torch import nn
@@ -22,14 +23,15 @@ from shared.weights import load_arrays, to_arrays
 from simulation.comparators import train_judge
 from simulation.study.locks import locked
 
-DOWNSTREAM = ("unet", "vnet", "resunet", "voxresnet")
+Kind = Literal["unet", "cnn", "vnet", "resunet", "voxresnet"]
+DOWNSTREAM: tuple[Kind, ...] = ("unet", "vnet", "resunet", "voxresnet")
 
 
 def judge_of(
-    campaign: CampaignConfig, together: SiteData, hospitals: str, folder: Path, machine: MachineConfig, kind: str = ""
+    campaign: CampaignConfig, together: SiteData, hospitals: str, folder: Path, machine: MachineConfig, kind: Kind | None = None
 ) -> nn.Module:
     """The kept judge of this data and seed, trained first where there is none. `hospitals` says whose images they are;
-    `kind` is one of DOWNSTREAM, or empty for a recogniser of the default kind."""
+    `kind` is one of DOWNSTREAM, or None for a recogniser of the default kind."""
     asked = _asked(campaign, kind)
     key = _key(asked, hospitals)
     with locked(folder / f"{key}.lock"):
@@ -44,11 +46,12 @@ def judge_of(
     return networks.recogniser.eval()
 
 
-def _asked(campaign: CampaignConfig, kind: str) -> CampaignConfig:
+def _asked(campaign: CampaignConfig, kind: Kind | None) -> CampaignConfig:
     """What only concerns the enhancer is set to one thing, so that one judge serves all cells of a data set."""
     recognise = campaign.recognise
     depth = min(recognise.depth, 4)
-    wanted = replace(recognise, kind=kind or ("cnn" if recognise.kind == "cnn" else "unet"), depth=depth, dropout=0.0)
+    default: Kind = "cnn" if recognise.kind == "cnn" else "unet"
+    wanted = replace(recognise, kind=kind or default, depth=depth, dropout=0.0)
     return replace(
         campaign,
         name="judge",
