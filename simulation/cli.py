@@ -21,19 +21,30 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _HELP = """\
 KEY=VALUE overrides, for instance:
-  experiment=demo                     a prepared experiment: demo, phantom, hippocampus, pneumonia
+  experiment=demo                     a prepared experiment: demo, phantom, hippocampus, pneumonia; or a grid of
+                                      cells: enhancement
   data=mni data.root=FOLDER           mni, phantom, hippocampus, pneumonia, totalseg, store
-  objective=gradprom                  plain, joint, frozen, gradprom
+  data.test=hippocampus data.test_root=FOLDER
+                                      another data set, to test on as well
+  objective=gradprom                  plain, joint, frozen, gradprom, estr, todnet, todnet-gated, mse-wgan, vgg-wgan
+  objective.task_weight=0.1 objective.recognition=supervised
+                                      lambda; supervised, or unsupervised (no labels after the warm-up)
+  gate=global                         global, layer, weighted, projected, confident
+  enhance=unet recognise=unet         unet, srresnet, cnn3, todnet; unet, cnn, vnet, resunet, voxresnet
   degrade=gaussian degrade.sigma=[0.1,0.2]
                                       gaussian, poisson, blur, composite, downsample, kspace, low_dose, pairs
-  strategy=fedavg                     fedavg, fedprox, fedadam, fedyogi
+  strategy=fedavg strategy.promotion=none
+                                      fedavg, fedprox, fedadam, fedyogi; the federated gate: none, global, layer,
+                                      projected
   sites=3 rounds=8 seed=0             how many hospitals, rounds; one seed instead of the budget's list
   budget=quick                        quick or full: rounds, local steps, seeds
   transport=inprocess                 inprocess, or ray (Flower's own simulation engine)
   run_dir=runs/NAME                   where hospitals, stores, checkpoints and the report go
   machine.device=auto machine.threads=2
 Every key with its default: configs/simulation.yaml and the groups beside it. A run that was interrupted goes on where
-it was when the same command is given again; fresh=true starts over.
+it was when the same command is given again; fresh=true starts over. A grid keeps every finished cell:
+study.only=[TABLE] runs some of its tables, study.limit=N at most N new cells, and the same command started twice uses
+two cores.
 """
 
 
