@@ -94,18 +94,18 @@ def box_of(group: str, label: str, colour: str, values: npt.NDArray[Any]) -> Box
 
 def line_chart(lines: Sequence[tuple[str, str, Sequence[float], Sequence[float]]], *, label: str, x_label: str) -> str:
     """`lines` are (name, colour, xs, ys); names go to the page's own legend, not into the chart."""
-    figure, axes = _figure(2.05)
+    figure, axes = new_figure(2.05)
     for _, colour, xs, ys in lines:
         axes.plot(xs, ys, color=colour, linewidth=1.6, marker="o", markersize=2.6, alpha=0.95)
     axes.set_xlabel(x_label)
     axes.locator_params(axis="x", integer=True)
     axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
-    return _svg(figure, label)
+    return svg(figure, label)
 
 
 def round_chart(rounds: Sequence[int], lines: Sequence[Line], axis: Axis, *, label: str) -> str:
     """All `rounds` stand on the axis; the first ones, where no line has a value, are shaded as the warm-up."""
-    figure, axes = _figure(2.05)
+    figure, axes = new_figure(2.05)
     if axis.guide is not None:
         axes.axhline(axis.guide, color=INK, alpha=0.45, linewidth=0.8)
     for line in lines:
@@ -122,7 +122,7 @@ def round_chart(rounds: Sequence[int], lines: Sequence[Line], axis: Axis, *, lab
     axes.set_xlabel("round")
     axes.locator_params(axis="x", integer=True)
     axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
-    return _svg(figure, label)
+    return svg(figure, label)
 
 
 def _set_y(axes: Axes, axis: Axis) -> None:
@@ -146,7 +146,7 @@ def spread_chart(boxes: Sequence[Box], *, label: str, x_label: str) -> str:
         rows += [(y + i, box) for i, box in enumerate(members)]
         ticks.append(y + (len(members) - 1) / 2)
         y += len(members) + 0.7
-    figure, axes = _figure(0.55 + 0.155 * y)
+    figure, axes = new_figure(0.55 + 0.155 * y)
     for at, box in rows:
         _draw_box(axes, at, box)
     axes.set_yticks(ticks, groups)
@@ -155,7 +155,7 @@ def spread_chart(boxes: Sequence[Box], *, label: str, x_label: str) -> str:
     axes.set_ylim(y - 0.9, -0.8)
     axes.set_xlabel(x_label)
     axes.grid(axis="x", color=INK, alpha=0.12, linewidth=0.6)
-    return _svg(figure, label)
+    return svg(figure, label)
 
 
 def _draw_box(axes: Axes, at: float, box: Box) -> None:
@@ -171,7 +171,7 @@ def _draw_box(axes: Axes, at: float, box: Box) -> None:
 
 def histogram_chart(edges: npt.NDArray[Any], densities: Mapping[str, npt.NDArray[Any]], *, label: str) -> str:
     """One outline per site over shared bin edges (campaign scale, 0 to 1)."""
-    figure, axes = _figure(2.05)
+    figure, axes = new_figure(2.05)
     for index, density in enumerate(densities.values()):
         axes.stairs(density, edges, color=site_colour(index), linewidth=1.5, alpha=0.95)
         axes.stairs(density, edges, color=site_colour(index), fill=True, alpha=0.07, linewidth=0)
@@ -179,7 +179,7 @@ def histogram_chart(edges: npt.NDArray[Any], densities: Mapping[str, npt.NDArray
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("intensity on the campaign's scale")
-    return _svg(figure, label)
+    return svg(figure, label)
 
 
 def image_uri(image_HW: npt.NDArray[Any]) -> str:
@@ -240,7 +240,7 @@ def _png(picture: Picture, **options: Any) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-def _figure(height_in: float) -> tuple[Figure, Axes]:
+def new_figure(height_in: float) -> tuple[Figure, Axes]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(3.6, height_in), layout="constrained")
@@ -252,7 +252,7 @@ def _figure(height_in: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _svg(figure: Figure, label: str) -> str:
+def svg(figure: Figure, label: str) -> str:
     """Inline SVG that scales with its column, takes the page's ink and font, and reads out `label`."""
     from html import escape
 

@@ -1,0 +1,225 @@
+"""A sheet in, tables out: models down, conditions across, each figure with its paired difference.
+
+Beside every rival stands ours minus the rival, over the seeds that both have. Ours is GradProm where the table has it,
+else TOD-Net; where the table varies GradProm itself (gates, optimisers), the rest is compared with its plainest form.
+
+One condition: the metrics stand across. Several: one block per metric. Lambda is a column of the tables that ask about
+it; elsewhere every model stands with the lambda that its validation patients chose (server/study/rows.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+from server.study.rows import STATES, Condition, Model, Sheet, Trained, tuned
+from server.study.statistics import BySeed, Difference, mean, paired
+from server.study.wording import ORDER, SHOWN, condition_label, heading, label, weight_shown
+
+BY_LAMBDA = ("lambda", "gates")
+"""Tables that show every lambda."""
+MERGED = {
+    "federated": ("federated", "federated-pooled", "federated-local", "federated-iid"),
+    "todnet": ("todnet", "todnet-nlm"),
+}
+"""Tables of the plan that answer one question together."""
+RIVALS = "rivals"
+"""The table that is no table of the plan: every objective at its own lambda on every data set."""
+OURS = {"todnet": "todnet", "tod-transfer": "todnet"}
+_IMAGE = ("psnr_db", "ssim", "judge_dice", "judge_accuracy")
+_REGION = ("psnr_db", "psnr_db_region", "ssim", "ssim_region", "rmse", "rmse_region")
+_OWN = ("dice", "accuracy")
+_TRAINING = ("gate_open_rate", "mean_cosine", "ascent_rate")
+_DOWNSTREAM = ("dice_unet", "dice_vnet", "dice_resunet", "dice_voxresnet")
+_HARM = tuple(f"no_harm_{name}" for name in _DOWNSTREAM)
+_GROUPS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
+    "todnet": (("image quality", _REGION), ("four networks on enhanced images", _DOWNSTREAM),
+               ("four networks on clean images that were enhanced", _HARM)),
+    "tod-transfer": (("image quality", _REGION[:4]), ("four networks on enhanced images", _DOWNSTREAM),
+                     ("four networks on clean images that were enhanced", _HARM)),
+    "tuning": (("validation patients", ("psnr_db", "ssim")),),
+    "gates": (("", _IMAGE + _TRAINING),),
+    "adam": (("", (*_IMAGE, "loss_enhance", *_TRAINING)),),
+    "auxiliaries": (("", ("psnr_db", "ssim", "judge_dice", "judge_accuracy", "dice", "accuracy")),),
+    "federated": (("", ("psnr_db", "ssim", "dice", "accuracy", "judge_dice", "judge_accuracy", "bytes_up")),),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    metric: str
+    mean: float
+    seeds: int
+    difference: Difference | None = None
+    """Of ours minus this model's figure; for images without harm, of this model's minus the clean image's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    label: str
+    scores: tuple[Score | None, ...]
+    ours: bool = False
+    state: bool = False
+    """Images that no model made."""
+    note: str = ""
+    """The lambda, and among how many it was chosen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    title: str
+    columns: tuple[str, ...]
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    condition: Condition
+    weight: float | None
+    """A lambda that is asked about; None takes the chosen one."""
+    metric: str
+
+
+def blocks_of(sheet: Sheet, name: str) -> list[Block]:
+    """The table `name` of the study; empty where no model was tested."""
+    places = list(_places(sheet, name))
+    models = ordered(sheet.models)
+    blocks = []
+    for title, metrics in _GROUPS.get(name, (("", _IMAGE),)):
+        there = [metric for metric in metrics if any(sheet.values(each, metric) for each in sheet.test)]
+        if len(places) == 1:
+            columns = [Column(*places[0], metric) for metric in there]
+            blocks.append(_block(sheet, name, title, columns, models))
+            continue
+        for metric in there:
+            columns = [Column(*place, metric) for place in places]
+            blocks.append(_block(sheet, name, f"{title + ': ' if title else ''}{heading(metric)}", columns, models))
+    return [block for block in blocks if block.columns and block.lines]
+
+
+def _places(sheet: Sheet, name: str) -> Iterator[tuple[Condition, float | None]]:
+    """Conditions (by strength of the noise) and, where lambda is asked about, every lambda of each."""
+    first = {data: place for place, data in enumerate(dict.fromkeys(each.data for each in sheet.conditions))}
+    for condition in sorted(
+        sheet.conditions,
+        key=lambda c: (first[c.data], c.data != c.test_data, c.sigma or 0, c.scanners == "all equal", c.tuning),
+    ):
+        asked = {
+            each.weight
+            for each in sheet.test
+            if each.condition == condition and each.weight is not None and each.model.relative
+        }
+        if name in BY_LAMBDA and len(asked) > 1:
+            yield from ((condition, weight) for weight in sorted(asked))
+        else:
+            yield condition, None
+
+
+def _block(sheet: Sheet, name: str, title: str, columns: Sequence[Column], models: Sequence[Model]) -> Block:
+    lines = [_state_line(sheet, state, columns) for state in STATES]
+    for model in models:
+        reference = reference_of(model, models, name)
+        scores = tuple(_score(sheet, model, reference, column) for column in columns)
+        if any(scores):
+            note = "" if any(column.weight is not None for column in columns) else _note(sheet, model, columns)
+            lines.append(Line(label(model, models), scores, ours=reference is None, note=note))
+    used = [place for place in range(len(columns)) if any(line.scores[place] for line in lines if not line.state)]
+    kept = [_only(line, used) for line in lines]
+    return Block(
+        title, tuple(_headings([columns[place] for place in used])), tuple(line for line in kept if any(line.scores))
+    )
+
+
+def _only(line: Line, places: Sequence[int]) -> Line:
+    return Line(line.label, tuple(line.scores[place] for place in places), line.ours, line.state, line.note)
+
+
+def _headings(columns: Sequence[Column]) -> Iterator[str]:
+    places = list(dict.fromkeys((column.condition, column.weight) for column in columns))
+    conditions = [condition for condition, _ in places]
+    for column in columns:
+        if len(places) == 1:
+            yield heading(column.metric)
+            continue
+        words = condition_label(column.condition, conditions)
+        weight = "" if column.weight is None else f"lambda {weight_shown(column.weight)}"
+        yield ", ".join(filter(None, (words, weight)))
+
+
+def _state_line(sheet: Sheet, state: str, columns: Sequence[Column]) -> Line:
+    scores = []
+    for column in columns:
+        metric = column.metric.removeprefix("no_harm_") if state == "clean" else column.metric
+        values = sheet.of_state(state, column.condition, metric)
+        # PSNR and SSIM of the clean image with itself say nothing.
+        # Dice and accuracy without a judge are those of whichever model's own recogniser.
+        shown = values and metric not in _OWN and (state == "degraded" or metric not in _REGION)
+        scores.append(Score(column.metric, mean(values), len(values)) if shown else None)
+    return Line(f"{state} images", tuple(scores), state=True)
+
+
+def _score(sheet: Sheet, model: Model, reference: Model | None, column: Column) -> Score | None:
+    values = values_in(sheet, model, column)
+    if not values:
+        return None
+    difference = None
+    if column.metric.startswith("no_harm_"):
+        clean = sheet.of_state("clean", column.condition, column.metric.removeprefix("no_harm_"))
+        difference = paired(values, clean)
+    elif reference is not None and column.metric not in _TRAINING and column.metric != "bytes_up":
+        difference = paired(values_in(sheet, reference, column), values)
+    return Score(column.metric, mean(values), len(values), difference)
+
+
+def values_in(sheet: Sheet, model: Model, column: Column) -> BySeed:
+    """Test figures by seed at the column's lambda, or at the chosen one; models that lambda does not steer, or whose
+    lambda is on another scale, stand in every column."""
+    weights = sheet.weights(model, column.condition)
+    if column.weight is not None and model.relative and any(each is not None for each in weights):
+        return sheet.values(Trained(model, column.condition, column.weight), column.metric)
+    return sheet.values(Trained(model, column.condition, tuned(sheet, model, column.condition)), column.metric)
+
+
+def _note(sheet: Sheet, model: Model, columns: Sequence[Column]) -> str:
+    notes = []
+    for condition in dict.fromkeys(column.condition for column in columns):
+        tried, chosen = sheet.weights(model, condition), tuned(sheet, model, condition)
+        if chosen is not None:
+            among = f" of {', '.join(weight_shown(each) for each in tried if each is not None)}" * (len(tried) > 1)
+            notes.append(f"lambda {weight_shown(chosen)}{among}")
+    return "; ".join(dict.fromkeys(notes))
+
+
+def ordered(models: Sequence[Model]) -> list[Model]:
+    """Ours first, rivals in a fixed order, the plainest form of each before its variants."""
+    place = {method: number for number, method in enumerate(ORDER)}
+    return sorted(models, key=lambda model: (place.get(model.method, len(place)), _oddness(model)))
+
+
+def reference_of(model: Model, models: Sequence[Model], name: str = "") -> Model | None:
+    """Ours that the model is compared with: the plainest one for ours themselves (None for that one), else the one
+    that is most like the rival in everything but the objective."""
+    method = OURS.get(name, "gradprom" if any(each.method == "gradprom" for each in models) else "todnet")
+    ours = sorted((each for each in models if each.method == method), key=_oddness)
+    if not ours or model == ours[0]:
+        return None
+    if model.method == method:
+        return ours[0]
+    return min(ours, key=lambda each: _unlike(each, model))
+
+
+_PAIRED_BY = ("setting", "recognition", "auxiliaries", "adam_states", "optimiser", "promotion", "enhancer", "output",
+              "recogniser")  # fmt: skip
+
+
+def _unlike(one: Model, other: Model) -> int:
+    return sum(getattr(one, name) != getattr(other, name) for name in _PAIRED_BY)
+
+
+def _oddness(model: Model) -> tuple[int, int]:
+    plain = Model(model.method, setting="federated" if model.setting == "federated" else "pooled")
+    odd = sum(getattr(model, each.name) != getattr(plain, each.name) for each in fields(Model))
+    return (int(model.setting not in ("federated", "pooled")) + (model.setting == "pooled"), odd)
+
+
+assert all(metric in SHOWN for groups in _GROUPS.values() for _, metrics in groups for metric in metrics)

@@ -1,0 +1,138 @@
+"""How a study's methods, conditions and metrics are shown to people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+
+from server.study.rows import Condition, Model
+from server.wording import METRICS, Shown, bytes_shown
+
+NETWORKS = {"unet": "U-Net", "vnet": "V-Net", "resunet": "Res-U-Net", "voxresnet": "VoxResNet"}
+SHOWN: Mapping[str, Shown] = {
+    **METRICS,
+    "judge_accuracy": Shown("judge accuracy", "accuracy of an independent recogniser, trained on clean images only"),
+    **{
+        f"dice_{kind}": Shown(f"Dice of {name}", f"an independent {name}, trained on clean images only")
+        for kind, name in NETWORKS.items()
+    },
+    **{
+        f"no_harm_dice_{kind}": Shown(f"Dice of {name}, clean in", "the enhancer was given clean images")
+        for kind, name in NETWORKS.items()
+    },
+    "gate_open_rate": Shown("gate open", "share of steps (or blocks) in which recognition passed the gate"),
+    "mean_cosine": Shown("cosine", "mean cosine of the two gradients", 3),
+    "ascent_rate": Shown("steps uphill", "share of steps whose change of weights goes up the main loss", 3, "", False),
+    "added_share": Shown("added share", "length of what recognition added, over |g|", 3),
+    "loss_enhance": Shown("main loss", "of the last training record", 5, "", False),
+}
+NEUTRAL = ("gate_open_rate", "mean_cosine", "added_share", "bytes_up")
+"""Neither more nor less of these is better."""
+COLOURS: Mapping[str, str] = {
+    "gradprom": "#3b74e0",
+    "joint": "#d08a2e",
+    "frozen": "#2f9c86",
+    "estr": "#c0567f",
+    "plain": "#7b8794",
+    "todnet": "#8a6fd1",
+    "todnet-gated": "#3b74e0",
+    "mse-wgan": "#d08a2e",
+    "sa-wgan": "#2f9c86",
+    "cnn3": "#c0567f",
+    "nlm": "#a0714a",
+}
+"""Mid-tones that read on white and on near-black, as those of server/figures.py."""
+MARKERS = {"gradprom": "o", "joint": "s", "frozen": "^", "estr": "D", "plain": "v"}
+ORDER = ("gradprom", "todnet-gated", "todnet", "joint", "frozen", "estr", "plain", "mse-wgan", "sa-wgan", "cnn3", "nlm")
+
+
+def arrow(metric: str) -> str:
+    if metric in NEUTRAL:
+        return ""
+    return " ↑" if SHOWN[metric].higher_is_better else " ↓"
+
+
+def heading(metric: str) -> str:
+    """`PSNR, dB ↑`"""
+    shown = SHOWN[metric]
+    return f"{shown.heading}{', ' + shown.unit if shown.unit and shown.unit != 'B' else ''}{arrow(metric)}"
+
+
+def figure(metric: str, value: float) -> str:
+    return bytes_shown(value) if metric == "bytes_up" else f"{value:.{SHOWN[metric].decimals}f}"
+
+
+def signed(metric: str, value: float) -> str:
+    """`+0.12`, with a true minus; what rounds to nothing has no sign."""
+    text = f"{value:+.{SHOWN[metric].decimals}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
+
+
+def weight_shown(weight: float) -> str:
+    return f"{weight:g}"
+
+
+def label(model: Model, among: Sequence[Model]) -> str:
+    """The objective, and what tells it from the same objective's other models in the table."""
+    same = [each for each in among if each.method == model.method]
+    varied = [each.name for each in fields(Model) if len({getattr(other, each.name) for other in same}) > 1]
+    words = [model.method, *filter(None, (_WORDS[name](model) for name in varied))]
+    return ", ".join(dict.fromkeys(words))
+
+
+def _adam(model: Model) -> str:
+    return "" if model.optimiser == "sgd" else f"Adam, {model.adam_states} state{'s' * (model.adam_states == 'two')}"
+
+
+def _optimiser(model: Model) -> str:
+    return "SGD" if model.optimiser == "sgd" else _adam(model)
+
+
+_WORDS = {
+    "method": lambda model: model.method,
+    "setting": lambda model: model.setting,
+    "recognition": lambda model: model.recognition,
+    "gate": lambda model: f"{model.gate} gate",
+    "relative": lambda model: "" if model.relative else "absolute lambda",
+    "norm_cap": lambda model: "" if model.norm_cap is None else f"norm cap {model.norm_cap:g}",
+    "auxiliaries": lambda model: {
+        "together": "two tasks, one gate", "separate": "two tasks, a gate each"
+    }.get(model.auxiliaries, model.auxiliaries),
+    "adam_states": _adam,
+    "optimiser": _optimiser,
+    "promotion": lambda model: "" if model.setting != "federated" else f"promotion {model.promotion}",
+    "enhancer": lambda model: model.enhancer,
+    "output": lambda model: f"{model.output} output",
+    "recogniser": lambda model: f"through {NETWORKS.get(model.recogniser, model.recogniser)}",
+}  # fmt: skip
+
+
+def condition_label(condition: Condition, among: Sequence[Condition]) -> str:
+    """What tells the condition from the table's others."""
+
+    def varies(name: str) -> bool:
+        return len({getattr(each, name) for each in among}) > 1
+
+    words = []
+    if condition.data != condition.test_data:
+        words.append(f"{condition.data} → {condition.test_data}")
+    elif varies("data") or varies("test_data"):
+        words.append(condition.data)
+    if varies("degradation"):
+        words.append(condition.degradation)
+    if varies("sigma") and condition.sigma is not None:
+        words.append(f"sigma {condition.sigma:g}")
+    if varies("data_consistency"):
+        words.append("with data consistency" if condition.data_consistency else "without")
+    if varies("tuning"):
+        words.append(condition.tuning)
+    if varies("scanners"):
+        words.append(f"scanners {condition.scanners}")
+    return ", ".join(words)
+
+
+def whole_label(condition: Condition) -> str:
+    """The condition in full: `hippocampus, gaussian, sigma 0.2`."""
+    data = condition.data if condition.data == condition.test_data else f"{condition.data} → {condition.test_data}"
+    sigma = "" if condition.sigma is None else f", sigma {condition.sigma:g}"
+    return f"{data}, {condition.degradation.replace('_', ' ')}{sigma}"
