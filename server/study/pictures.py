@@ -165,9 +165,11 @@ def stops_helping(sheet: Sheet) -> list[str]:
         name = label(model, sheet.models)
         if not_helped:
             listed = ", ".join(f"{sigma:g}" for sigma in not_helped)
-            sentences.append(f"{name}: the judge does no better on enhanced than on degraded images at sigma {listed}.")
+            words = "the judge does no better on enhanced images than on degraded ones at sigma"
+            sentences.append(f"{name}: {words} {listed}.")
         elif helped:
-            sentences.append(f"{name}: the judge does better on enhanced images at every sigma tried, to {helped[-1]:g}.")
+            words = "the judge does better on enhanced images at every sigma tried, up to"
+            sentences.append(f"{name}: {words} {helped[-1]:g}.")
     return sentences
 
 
@@ -197,9 +199,7 @@ def gate_picture(sheet: Sheet, cells: Sequence[Mapping[str, Any]], table: str) -
     return Picture("gates", caption, tuple(panels)) if panels else None
 
 
-def _mean_records(
-    runs: Sequence[Sequence[Mapping[str, Any]]], key: str
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _mean_records(runs: Sequence[Sequence[Mapping[str, Any]]], key: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     points: dict[int, list[float]] = {}
     for rounds in runs:
         for number, record in enumerate(rounds, start=1):
@@ -213,10 +213,8 @@ def draw(panel: Panel, axes: Axes) -> None:
     if panel.guide is not None:
         axes.axhline(panel.guide, color=figures.INK, alpha=0.45, linewidth=0.8)
     for curve in panel.curves:
-        style = {"linestyle": "--", "linewidth": 1.2} if curve.dashed else {"linestyle": "-", "linewidth": 1.6}
-        axes.plot(
-            curve.xs, curve.ys, color=curve.colour, marker=curve.marker or None, markersize=3.8, label=curve.name, **style
-        )
+        (line,) = axes.plot(curve.xs, curve.ys, color=curve.colour, label=curve.name, linewidth=1.6)
+        line.set(marker=curve.marker, markersize=3.8, linestyle="--" if curve.dashed else "-")
         if curve.lows and not all(map(math.isnan, curve.lows)):
             axes.fill_between(curve.xs, curve.lows, curve.highs, color=curve.colour, alpha=0.14, linewidth=0)
     if panel.logarithmic:

@@ -1,8 +1,8 @@
 """Rows of a study in, the same by model, condition and lambda out; and the lambda that validation patients choose.
 
-    model       what was trained: objective, gate, optimiser, networks, where; not its seed nor its lambda
-    condition   what it was trained for and judged on: data, degradation and its strength
-    lambda      objective.task_weight; None where recognition does not steer
+model       what was trained: objective, gate, optimiser, networks, where; not its seed nor its lambda
+condition   what it was trained for and judged on: data, degradation and its strength
+lambda      objective.task_weight; None where recognition does not steer
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def _of_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 def searched(rows: Iterable[Row]) -> list[Row]:
     """The rows of the table `tuning` by what they try, with those cells of `lambda` that have the usual settings."""
-    found = []
+    found: list[Row] = []
     for row in rows:
         usual = row.get("table") == "lambda" and row.get("lambda") in (None, 1.0) and row["method"] != "estr"
         if (usual or row.get("table") == "tuning") and row["setting"] not in STATES:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 
 from server.study.rows import Condition, Model
@@ -88,7 +88,7 @@ def _optimiser(model: Model) -> str:
     return "SGD" if model.optimiser == "sgd" else _adam(model)
 
 
-_WORDS = {
+_WORDS: Mapping[str, Callable[[Model], str]] = {
     "method": lambda model: model.method,
     "setting": lambda model: model.setting,
     "recognition": lambda model: model.recognition,

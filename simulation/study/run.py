@@ -130,7 +130,7 @@ def write_study(folder: Path, config: SimulationConfig, cells: Sequence[Cell]) -
         "versions": versions(),
         "wall_s": sum(kept[cell.key]["seconds"] for cell in there),
         "rows": rows,
-        "claims": claims_of(rows),
+        "claims": claims_of(rows, [_sheet(cell, kept[cell.key]) for cell in there]),
         "runs": [],
         "config": to_dict(config),
         "sites": {},
