@@ -38,8 +38,6 @@ class Cell:
     uri: str
     id: str = ""
     under: str = ""
-    contour: str = ""
-    """Path data of the true foreground's outline."""
     words: str = ""
 
 
@@ -50,7 +48,10 @@ class Look:
     site: str
     which: str
     question: str
+    id: str
     size: tuple[int, int]
+    contour: str
+    """Path data of the true foreground's outline; empty without one."""
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Cell | None, ...]], ...]
 
@@ -129,18 +130,18 @@ def _look(found: Pictures, site: str, which: str, *, largest: float, diagnoses: 
     rows = []
     for state in STATES:
         under = f"{prefix}-{state}"
-        cells: list[Cell | None] = [Cell("image", figures.image_uri(found[state]), id=under, contour=outline)]
-        cells += [_map_cell(found, task, kind, state, under, outline) for task in tasks for kind in KINDS]
+        cells: list[Cell | None] = [Cell("image", figures.image_uri(found[state]), id=under)]
+        cells += [_map_cell(found, task, kind, state, under) for task in tasks for kind in KINDS]
         error = found.get(f"error/{state}")
         share = None if error is None else error.astype(np.float32) / max(largest, 1e-9)
         cells.append(None if share is None else Cell("error", figures.map_uri(share, MAP_COLOURS["error"])))
         rows.append((state, tuple(cells)))
     height, width = found["clean"].shape[:2]
     question = _question(found, diagnoses)
-    return Look(site, which, question, (width, height), (*columns, "error"), tuple(rows))
+    return Look(site, which, question, prefix, (width, height), outline, (*columns, "error"), tuple(rows))
 
 
-def _map_cell(found: Pictures, task: str, kind: str, state: str, under: str, outline: str) -> Cell:
+def _map_cell(found: Pictures, task: str, kind: str, state: str, under: str) -> Cell:
     """Saliency on its own, for it is fine and black where nothing answers; the coarse activation over the image."""
     over = kind == "activation"
     share_HW = found[f"{task}/{kind}/{state}"] / np.float32(255)
@@ -150,7 +151,6 @@ def _map_cell(found: Pictures, task: str, kind: str, state: str, under: str, out
         f"{KINDS[kind]} of {TASKS[task]}",
         figures.map_uri(share_HW, MAP_COLOURS[kind], see_through=over),
         under=under if over else "",
-        contour=outline,
         words=words if inside is None else f"{100 * float(inside):.0f} % inside",
     )
 

@@ -165,6 +165,17 @@ def test_report_with_explanations_points_only_into_itself(simulated_run: Path) -
     assert page.count("data:image/png") - before.count("data:image/png") == 2 * 2 * (3 * 5 + 2)
     for target in {part.split('"')[0] for part in page.split('<use href="#')[1:]}:
         assert page.count(f'id="{target}"') == 1
+    assert page.count("dasharray") - before.count("dasharray") == 4, "an outline stands once and is used again"
+
+
+def test_campaign_without_outlines_is_not_told_of_any(simulated_run: Path) -> None:
+    pictures = of_run(simulated_run) | explanations(["north"], ["diagnosis"], outlined=False)
+    pictures = {key: value for key, value in pictures.items() if not key.endswith(("truth", "_mask"))}
+    np.savez(simulated_run / "pictures" / "gradprom-seed0.npz", **pictures)
+    page = write_report(simulated_run).read_text()
+    assert "The score is the logit of the diagnosis named." in page
+    assert "Dashed: the true foreground" not in page
+    assert "-truth" not in page
 
 
 def test_deployed_run_shows_none_even_if_some_lie_in_its_folder(deployed_run: Path) -> None:
