@@ -13,6 +13,8 @@ from simulation.bench import Case
 
 BENCHES = {
     "gradprom-step-naive": "simulation.bench.gradprom_step_naive",
+    "gradprom-step-joint": "simulation.bench.gradprom_step_joint",
+    "loading": "simulation.bench.loading",
     "simulate": "simulation.bench.simulate",
     "aggregate": "simulation.bench.aggregate",
     "ingest": "simulation.bench.ingest",

@@ -79,13 +79,15 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def side(campaign: CampaignConfig, enhancer_blocks: int, recogniser_blocks: int) -> tuple[Networks, Optimisers]:
+def side(
+    campaign: CampaignConfig, enhancer_blocks: int, recogniser_blocks: int, *, channels_last: bool = True
+) -> tuple[Networks, Optimisers]:
     """Networks and optimisers of one form; every form starts from the same weights."""
     networks = Networks(
         built(lambda: StackEnhancer(enhancer_blocks), 0, "bench", "enhancer"),
         built(lambda: StackRecogniser(recogniser_blocks), 0, "bench", "recogniser"),
     )
-    placed(networks, MachineConfig(device="cpu", threads=1))  # as training does
+    placed(networks, MachineConfig(device="cpu", threads=1, channels_last=channels_last))  # as training does
     optimisers = Optimisers(
         gradprom.make_optimiser(networks.enhancer, campaign), gradprom.make_optimiser(networks.recogniser, campaign)
     )
