@@ -15,7 +15,7 @@ from server import charts, figures
 from server.explanations import explained
 from server.findings import Findings
 from server.gate import gate_charts, promoted
-from server.summary import matrices, summary_rows
+from server.summary import elsewhere_rows, matrices, summary_rows
 from server.wording import METRICS, QUALITY, bytes_shown, duration_shown, shown
 
 _TILES = ("psnr_db", "dice", "accuracy", "ssim")
@@ -64,6 +64,7 @@ def page(findings: Findings) -> dict[str, Any]:
         "metrics": METRICS,
         "quality": quality,
         "summary": [(key, metrics) for key, metrics in summary if any(name in metrics for name in quality)],
+        "elsewhere": elsewhere_rows(report["rows"]),
         "matrices": matrices(report["rows"], sites),
         "sites": [(site, figures.site_colour(index)) for index, site in enumerate(sites)],
         "signs": [(site, figures.site_colour(index), figures.site_sign(index)) for index, site in enumerate(sites)],
@@ -95,7 +96,7 @@ def lead(findings: Findings, sites: Sequence[str]) -> str:
     by_setting = {setting: metrics for (name, setting), metrics in summary if name == method}
     federated, degraded = by_setting.get("federated", {}), by_setting.get("degraded", {})
     rounds = max((len([r for r in run.rounds if r.get("training")]) for run in findings.runs), default=0)
-    images = max((r["n"] for r in findings.report["rows"] if r["test_site"] == "all"), default=0)
+    images = max((r["n"] for r in findings.report["rows"] if r["test_site"] == "all" and "domain" not in r), default=0)
     who = _count(len(sites), "site")
     words = [
         f"{who[0].upper()}{who[1:]} trained an enhancer and a recogniser together"

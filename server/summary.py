@@ -21,6 +21,16 @@ def summary_rows(rows: Sequence[Mapping[str, Any]]) -> list[tuple[tuple[str, str
     return [(key, _mean_metrics(groups[key])) for key in order]
 
 
+def elsewhere_rows(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, dict[str, float]]]:
+    """Rows judged on another data set than was trained on: (test_data, method, setting, means over seeds)."""
+    other = [row for row in rows if row.get("domain") == "other"]
+    found = []
+    for data in dict.fromkeys(row["test_data"] for row in other):
+        there = [{**row, "domain": "new"} for row in other if row["test_data"] == data]
+        found += [(data, method, setting, metrics) for (method, setting), metrics in summary_rows(there)]
+    return found
+
+
 def _mean_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     means: dict[str, float] = {}
     for key in METRICS:

@@ -30,7 +30,7 @@ from shared.checkpoint import write_atomically
 from shared.config import SimulationConfig, to_dict
 from shared.errors import ConfigError, DataError
 from shared.networks import resolved_device
-from simulation.compare import Comparison, compare, write_record
+from simulation.compare import Comparison, compare, elsewhere_config, write_record
 from simulation.pictures import write_pictures
 from simulation.prepare import Prepared, prepare
 from simulation.progress import Display
@@ -129,17 +129,29 @@ def _cell(config: SimulationConfig, seed: int, folder: Path, console: Console) -
         )
         seconds["federation"] = time.perf_counter() - began
 
+        elsewhere = _prepared_elsewhere(config, seed, folder, display)
         display.stage(f"seed {seed}: comparators")
-        comparison = compare(config, seed, stores, federated, machine=config.machine, on_event=display.model)
+        comparison = compare(
+            config, seed, stores, federated, machine=config.machine, on_event=display.model, elsewhere=elsewhere
+        )
     cell = Cell(comparison, seconds, time.perf_counter() - first)
     save_cell(folder, cell)
     return cell
 
 
+def _prepared_elsewhere(config: SimulationConfig, seed: int, folder: Path, display: Display) -> dict[str, Path]:
+    """The stores of `data.test=`, made like the others; none without it."""
+    if config.cross is None:
+        return {}
+    display.stage(f"seed {seed}: patients of {config.cross.data.kind}, to test on")
+    there = elsewhere_config(config)
+    return {site: item.store for site, item in prepare(there, seed, folder / "elsewhere", display.prepared).items()}
+
+
 def cell_key(config: SimulationConfig, seed: int) -> str:
     """Digest of what a cell's result depends on: config, seed and code; not where it runs or how it is shown."""
     values = to_dict(config)
-    for name in ("seeds", "run_dir", "fresh", "experiment", "budget"):
+    for name in ("seeds", "run_dir", "fresh", "experiment", "budget", "study"):
         del values[name]
     values["campaign"] |= {"seed": seed}
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())

@@ -52,6 +52,7 @@ def promises(config: CompareConfig, *, masks: bool) -> list[Promise]:
 
 def claims_of(rows: Rows, config: CompareConfig, *, masks: bool) -> list[dict[str, Any]]:
     """The claims of every method in `rows`; a promise on a metric that no test image defines is not made."""
+    rows = [row for row in rows if row.get("domain") != "other"]
     methods = list(dict.fromkeys(row["method"] for row in rows))
     claims = []
     for method in methods:

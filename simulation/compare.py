@@ -35,7 +35,7 @@ from simulation import pictures
 from simulation.claims import claims_of
 from simulation.comparators import Model, OnStep, lanes_of, side_by_side, train_comparators
 from simulation.progress import ModelStep
-from simulation.rows import Judged, Row, rows_of
+from simulation.rows import Judged, Row, metrics_of, rows_of
 
 STATES = ("clean", "degraded", "enhanced")
 
@@ -70,9 +70,11 @@ def compare(
     *,
     machine: MachineConfig,
     on_event: OnStep,
+    elsewhere: Mapping[str, Path] | None = None,
 ) -> Comparison:
     """Train the comparators that `config.compare` asks for and judge every model on every site's test.
 
+    `elsewhere` are the stores of another data set (`data.test=`), whose test patients every enhancer is judged on too.
     `on_event` gets a ModelStep after each step of a comparator. Raises DataError for a store that cannot be used.
     """
     campaign = replace(config.campaign, seed=seed)
@@ -90,6 +92,8 @@ def compare(
     judged = side_by_side(work, lanes, on_event)
     costs = {(model.setting, model.site): _cost(model, federated) for model in models}
     rows = rows_of(judged, labels_of(to_dict(campaign)), costs)
+    if elsewhere:
+        rows += _elsewhere_rows(elsewhere_config(config, campaign), elsewhere, models, single, campaign.data.kind)
     shown = {
         **pictures.examples(models[0].networks, datas, judged[0], campaign, machine),
         **pictures.explanations(models[0].networks, datas, judged[0], campaign, machine),
@@ -105,6 +109,46 @@ def compare(
         pictures=shown,
         seconds={"comparators": trained - began, "judging": time.perf_counter() - trained},
     )
+
+
+def elsewhere_config(config: SimulationConfig, campaign: CampaignConfig | None = None) -> SimulationConfig:
+    """The same campaign over the hospitals of `data.test=`."""
+    assert config.cross is not None
+    there = replace(campaign or config.campaign, data=config.cross.data)
+    sites = len(config.cross.hospitals.sites)
+    return replace(config, campaign=there, hospitals=config.cross.hospitals, sites=sites, cross=None)
+
+
+def _elsewhere_rows(
+    there: SimulationConfig, stores: Mapping[str, Path], models: Sequence[Model], machine: MachineConfig, learned: str
+) -> list[Row]:
+    """Image quality on patients, scanners and organs that no model was trained on; its recogniser knows other classes,
+    so nothing is recognised."""
+    campaign = there.campaign
+    slices = merge([open_site(store, site, campaign) for site, store in stores.items()]).test
+    labels = {**labels_of(to_dict(campaign)), "data": learned, "test_data": campaign.data.kind}
+    labels |= {"domain": "other", "test_site": "all"}
+    rows: list[Row] = []
+    local: list[dict[str, float]] = []
+    for model in models:
+        blind = Networks(model.networks.enhancer, build_networks(campaign).recogniser)
+        values = evaluate(blind, slices, campaign, machine).values
+        figures = {state: _quality(values, state) for state in ("degraded", "enhanced")}
+        if model.setting == "federated":
+            rows.append({**labels, "setting": "degraded", "n": len(slices), **figures["degraded"]})
+        if model.setting == "local":
+            local.append(figures["enhanced"])
+        else:
+            rows.append({**labels, "setting": model.setting, "n": len(slices), **figures["enhanced"]})
+    if local:
+        mean = {key: float(np.mean([figures[key] for figures in local])) for key in local[0]}
+        rows.append({**labels, "setting": "local", "n": len(slices), **mean})
+    return rows
+
+
+def _quality(values: Mapping[str, npt.NDArray[np.float64]], state: str) -> dict[str, float]:
+    found = metrics_of([values], state)
+    return {key: value for key, value in found.items() if key.startswith(("psnr_db", "ssim", "rmse"))}
 
 
 def write_record(

@@ -35,7 +35,7 @@ def section(report: Mapping[str, Any]) -> Iterator[str]:
     yield f"`wardround-simulate experiment={report['experiment']}`, seeds {', '.join(map(str, report['seeds']))}, "
     yield f"{duration_shown(report['wall_s'])} in all; {versions}; config {report['config_digest'][:12]}."
     yield ""
-    rows = [row for row in report["rows"] if row["site"] == "all" and row["test_site"] == "all"]
+    rows = [row for row in report["rows"] if row["site"] == row["test_site"] == "all" and "domain" not in row]
     columns = [key for key in COLUMNS if any(key in row for row in rows)]
     yield "| method | setting | " + " | ".join(METRICS[key].heading for key in columns) + " |"
     yield "|---|---|" + "---:|" * len(columns)

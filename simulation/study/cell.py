@@ -197,6 +197,8 @@ def _judged(
             }
     labels = {**labels_of(to_dict(cell.config.campaign)), **_conditions(cell), "split": split}
     labels["test_data"] = campaign.data.kind
+    if campaign.data.kind != cell.config.campaign.data.kind:
+        labels["domain"] = "other"
     # What learns nothing stands among the models of pooled data, which have seen more than it.
     trained = "pooled" if cell.setting == "untrained" else cell.setting
     settings = {"degraded": "degraded", "clean": "clean", "enhanced": trained}
