@@ -21,7 +21,7 @@ from typing import Any
 from server.closing import closing_record
 from shared.errors import DataError
 
-SETTINGS = ("clean", "degraded", "local", "pooled", "federated", "personalised")
+SETTINGS = ("clean", "degraded", "local", "pooled", "federated", "personalised", "untrained")
 ROW_KEYS = ("method", "setting", "seed", "data", "degradation", "split", "site", "test_site", "n")
 _REQUIRED: Mapping[str, type | tuple[type, ...]] = {
     "experiment": str,
@@ -32,6 +32,8 @@ _REQUIRED: Mapping[str, type | tuple[type, ...]] = {
     "rows": list,
     "claims": list,
 }
+STUDY_KEYS = {"budget", "planned", "tables", "cells"}
+"""Of `study`, which the report of a grid of cells has beside the contract's keys (simulation/study/run.py)."""
 _OPTIONAL: Mapping[str, type] = {"runs": list, "config": dict, "sites": dict, "timings": dict}
 
 
@@ -106,6 +108,9 @@ def _checked(record: Any, name: str) -> dict[str, Any]:
     for claim in record["claims"]:
         if not isinstance(claim, dict) or not {"claim", "value", "target", "holds"} <= claim.keys():
             raise DataError(f"{name} has a claim without claim, value, target or holds; restore the file")
+    study = record.get("study")
+    if study is not None and not (isinstance(study, dict) and study.keys() >= STUDY_KEYS):
+        raise DataError(f"{name} has a study without {', '.join(sorted(STUDY_KEYS))}; run the study again")
     for run in record["runs"]:
         if not isinstance(run, dict) or not {"method", "seed", "rounds"} <= run.keys():
             raise DataError(f"{name} has a run without method, seed or rounds; restore the file")
@@ -116,6 +121,8 @@ def _contract(record: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of report.json, with what is not a finite number left out of the rows: JSON has no NaN."""
     report = {key: record[key] for key in _REQUIRED}
     report["rows"] = [{key: value for key, value in row.items() if _finite(value)} for row in record["rows"]]
+    if record.get("study") is not None:
+        report["study"] = record["study"]
     return report
 
 

@@ -136,6 +136,8 @@ def write_study(folder: Path, config: SimulationConfig, cells: Sequence[Cell]) -
         "sites": {},
         "timings": {},
         "study": {
+            "budget": config.budget,
+            "planned": len(cells),
             "tables": _tables(config.study, cells, kept),
             "earlier_code": sum(kept[cell.key]["code"] != code for cell in there),
             "cells": [_sheet(cell, kept[cell.key]) for cell in there],

@@ -1,0 +1,223 @@
+"""The report of a study in, what the template study.html shows out: does it help, tables, pictures, claims, costs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from server.study.pictures import Picture, gate_picture, lambda_picture, severity_picture, stops_helping, svgs
+from server.study.promises import PROMISES
+from server.study.rows import Model, Row, Sheet, enriched, searched, sheet_of
+from server.study.statistics import paired
+from server.study.tables import MERGED, RIVALS, Block, Column, Line, Score, blocks_of, ordered, values_in
+from server.study.wording import SHOWN, arrow, figure, signed, whole_label
+from server.wording import duration_shown
+
+Report = Mapping[str, Any]
+_REAL = ("hippocampus", "pneumonia", "totalseg")
+_HEADLINE = ("psnr_db", "ssim", "judge_dice", "judge_accuracy")
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One question of the study."""
+
+    name: str
+    title: str
+    question: str
+    conditions: tuple[str, ...]
+    blocks: tuple[Block, ...]
+    picture: Picture | None
+    sentences: tuple[str, ...]
+    claims: tuple[Mapping[str, Any], ...]
+    commands: tuple[str, ...]
+    cells: tuple[tuple[str, str], ...]
+    """What was varied with the seeds that ran, and the seconds of each."""
+    missing: tuple[str, ...]
+    done: int
+    planned: int
+    seconds: float
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A whole study, ready to be shown; the same for report.html and for a page in Markdown."""
+
+    headline: Block | None
+    tally: str
+    sections: tuple[Section, ...]
+    claims: Mapping[str, Sequence[Mapping[str, Any]]]
+    """By promise, in the order of PROMISES."""
+    unexamined: tuple[str, ...]
+    done: int
+    planned: int
+    seconds: float
+    earlier_code: int
+
+
+def study_of(report: Report) -> Study:
+    """Everything that is shown, from report.json alone."""
+    plan = report["study"]
+    rows = enriched(report["rows"], plan["cells"])
+    claims = {promise: [claim for claim in report["claims"] if claim.get("promise") == promise] for promise in PROMISES}
+    headline = headline_of(rows)
+    return Study(
+        headline,
+        tally(headline),
+        tuple(section for name in _names(plan) if (section := _section(name, rows, report)) is not None),
+        {promise: found for promise, found in claims.items() if found},
+        tuple(words for promise, words in PROMISES.items() if not claims[promise]),
+        len(plan["cells"]),
+        int(plan["planned"]),
+        float(report["wall_s"]),
+        int(plan.get("earlier_code", 0)),
+    )
+
+
+def _names(plan: Mapping[str, Any]) -> list[str]:
+    """Tables in the order of the plan; those that answer one question together stand where the first does."""
+    inside = {part: whole for whole, parts in MERGED.items() for part in parts}
+    return list(dict.fromkeys(inside.get(table["name"], table["name"]) for table in plan["tables"]))
+
+
+def _section(name: str, rows: Sequence[Row], report: Report) -> Section | None:
+    plan = report["study"]
+    parts = [table for table in plan["tables"] if table["name"] in MERGED.get(name, (name,))]
+    cells = [cell for cell in plan["cells"] if set(cell["tables"]) & {part["name"] for part in parts}]
+    names = [part["name"] for part in parts]
+    sheet = sheet_of(searched(rows), ["tuning"], split="validation") if name == "tuning" else sheet_of(rows, names)
+    return Section(
+        name=name,
+        title=parts[0]["title"],
+        question=parts[0]["question"],
+        conditions=tuple(dict.fromkeys(whole_label(each) for each in sheet.conditions)),
+        blocks=tuple(blocks_of(sheet, name)),
+        picture=_picture(name, sheet, cells),
+        sentences=tuple(stops_helping(sheet)) if name == "severity" else (),
+        claims=tuple(claim for claim in report["claims"] if claim.get("table") in names),
+        commands=tuple(command(report, part) for part in parts),
+        cells=tuple(_cells(parts, cells)),
+        missing=tuple(line for part in parts for line in part["missing"]),
+        done=len(cells),
+        planned=len(cells) + sum(len(part["missing"]) for part in parts),
+        seconds=sum(float(cell["seconds"]) for cell in cells),
+        seeds=tuple(sorted({int(cell["seed"]) for cell in cells})),
+    )
+
+
+def _picture(name: str, sheet: Sheet, cells: Sequence[Mapping[str, Any]]) -> Picture | None:
+    match name:
+        case "lambda":
+            return lambda_picture(sheet)
+        case "severity":
+            return severity_picture(sheet)
+        case "gates":
+            return gate_picture(sheet, cells, "gates")
+    return None
+
+
+def command(report: Report, table: Mapping[str, Any]) -> str:
+    """What a person types to run this table's cells again."""
+    plan = report["study"]
+    lines = [*table["common"], *table["missing"]]
+    for cell in plan["cells"]:
+        lines += cell["overrides"] if table["name"] in cell["tables"] else []
+    words = {word for line in lines for word in line.split() if word.startswith(("data=", "data.test="))}
+    kinds = sorted({word.split("=", 1)[1] for word in words} & set(_REAL))
+    roots = " ".join(f"study.roots.{kind}=FOLDER" for kind in kinds)
+    what = f"experiment={report['experiment']} budget={plan['budget']} study.only=[{table['name']}]"
+    return f"wardround-simulate {what} {roots}".rstrip()
+
+
+def _cells(parts: Sequence[Mapping[str, Any]], cells: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """What a cell varies, once per seed that ran."""
+    lines: dict[str, list[str]] = {}
+    for cell in cells:
+        part = next(part for part in parts if part["name"] in cell["tables"])
+        varied = [line for line in cell["overrides"] if line not in part["common"]]
+        words = " ".join(varied) or "as it stands"
+        name = f"{part['name']}: {words}" if len(parts) > 1 else words
+        lines.setdefault(name, []).append(f"seed {cell['seed']} {duration_shown(float(cell['seconds']))}")
+    return [(words, ", ".join(times)) for words, times in lines.items()]
+
+
+def headline_of(rows: Sequence[Row]) -> Block | None:
+    """GradProm minus each rival on every data set; each objective at the lambda that its validation patients chose."""
+    tables = [str(row.get("table", "")) for row in rows]
+    sheet = sheet_of(rows, ["lambda", *dict.fromkeys(name for name in tables if name.startswith(f"{RIVALS}-"))])
+    models = ordered(sheet.models)
+    ours = next((model for model in models if model.method == "gradprom"), None)
+    if ours is None:
+        return None
+    columns = [Column(each, None, metric) for each in sheet.conditions for metric in _HEADLINE]
+    lines = []
+    for rival in (model for model in models if model.method != "gradprom"):
+        scores = tuple(_difference(sheet, ours, rival, column) for column in columns)
+        lines.append(Line(f"minus {rival.method}", scores))
+    used = [place for place in range(len(columns)) if any(line.scores[place] for line in lines)]
+    headings = [f"{columns[place].condition.data}: {SHOWN[columns[place].metric].heading}" for place in used]
+    kept = tuple(Line(line.label, tuple(line.scores[place] for place in used)) for line in lines)
+    return Block("", tuple(headings), kept) if used else None
+
+
+def _difference(sheet: Sheet, ours: Model, rival: Model, column: Column) -> Score | None:
+    difference = paired(values_in(sheet, ours, column), values_in(sheet, rival, column))
+    return Score(column.metric, difference.mean, len(difference.by_seed), difference) if difference else None
+
+
+def tally(headline: Block | None) -> str:
+    """The headline in a sentence: how many comparisons are better, worse, or not settled."""
+    scores = [score for line in headline.lines for score in line.scores if score] if headline else []
+    if not scores:
+        return "No comparison of GradProm with a rival was run yet."
+    verdicts = [score.difference.verdict for score in scores if score.difference]
+    single = verdicts.count("one seed")
+    above = sum(score.difference.mean > 0 for score in scores if score.difference)
+    if single == len(verdicts):
+        return (
+            f"Of {len(verdicts)} comparisons with a rival GradProm is ahead in {above} and behind in "
+            f"{len(verdicts) - above}, on one seed: nothing is settled yet."
+        )
+    settled = f"better in {verdicts.count('above')}, worse in {verdicts.count('below')}"
+    rest = f"in {verdicts.count('open')} the interval holds 0: no difference could be shown"
+    more = f"; {single} have one seed only" if single else ""
+    return f"Of {len(verdicts)} comparisons with a rival GradProm is {settled}; {rest}{more}."
+
+
+def verdict_of(score: Score) -> str:
+    """A word for the colour of a difference: good, bad, or nothing where the interval holds 0."""
+    if score.difference is None or score.difference.verdict in ("open", "one seed"):
+        return ""
+    better = (score.difference.verdict == "above") == SHOWN[score.metric].higher_is_better
+    return "good" if better else "bad"
+
+
+def difference_shown(score: Score) -> tuple[str, str]:
+    """`+0.12` and `[−0.30, +0.54]`, the latter empty for one seed."""
+    found = score.difference
+    assert found is not None
+    interval = ""
+    if found.low is not None and found.high is not None:
+        interval = f"[{signed(score.metric, found.low)}, {signed(score.metric, found.high)}]"
+    return signed(score.metric, found.mean), interval
+
+
+def context(report: Report, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What study.html needs."""
+    study = study_of(report)
+    return {
+        "report": report,
+        "study": study,
+        "promises": PROMISES,
+        "held": sum(bool(claim["holds"]) for claim in report["claims"]),
+        "config": json.dumps(config, indent=2, sort_keys=True),
+        "pictures": {section.name: svgs(section.picture) for section in study.sections if section.picture},
+        "duration": duration_shown,
+        "figure": figure,
+        "arrow": arrow,
+        "verdict_of": verdict_of,
+        "difference_shown": difference_shown,
+    }
