@@ -15,6 +15,9 @@ https://arxiv.org/abs/1708.00961). The published form is a = 1, b = 0.5, lambda 
 commented out and so trains MSE-WGAN; here gradprom.gradients adds it, plainly (todnet) or through the gate
 (todnet-gated), whose main gradient g is then that of the first two terms.
 
+L_fidelity is a mean of small squares on [0, 1], and near the end its gradient is short; a score's is not. Where a = 1
+drowns the fidelity, a smaller critic.adversarial_weight is the first thing to try.
+
 In each batch: G forward once, one RMSprop step of D on G(x) cut off from G, one score of G(x) by the D that has moved,
 through which only G's gradient flows. The released code runs G twice; the numbers are the same, because G keeps no
 statistics. Micro batches each give D a step of its own, and a step that is repeated for want of memory moves D again.
