@@ -27,7 +27,7 @@ def describe(campaign: CampaignConfig) -> tuple[tuple[str, str], ...]:
     apart = ""
     if campaign.strategy.promotion != "none":
         halves = sum(array.nbytes / 2 for name, array in arrays.items() if name.startswith(ENHANCER)) / 1e6
-        apart = f"which part of the enhancer's recognition caused ({halves:.1f} MB as float16), "
+        apart = f"which part of the enhancer's differences recognition caused ({halves:.1f} MB as float16), "
     parts = ", ".join(f"{part}.*" for part in sorted({name.split(".")[0] for name in arrays}))
     data, rounds = campaign.data, campaign.rounds
     return (

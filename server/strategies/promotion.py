@@ -20,10 +20,16 @@ that part is; it never turns the federation against them. An open gate leaves th
 because A and M are parts of one movement: a site scales both by the preconditioner of the step that it really took
 (Split in client/train/optimiser.py), so that they add up to it; of two Adams each would scale its own.
 
-Not guaranteed: that M goes down any loss. M is a pseudo-gradient, a mean of paths of many steps whose later points
-recognition's part has already moved, so what drifts within M stays in it. The product is one of preconditioned
-movements, not of gradients. A server optimiser that comes after (FedAdam, FedYogi) bends Delta as it bends every mean.
-And a site that lies can lie about A as it can about its difference.
+Not guaranteed: that M goes down any loss. M is a pseudo-gradient, a mean of paths of many steps, and what drifts within
+it stays in it. The product is one of preconditioned movements, not of gradients. A server optimiser that comes after
+(FedAdam, FedYogi) bends Delta as it bends every mean. And a site that lies can lie about A as it can about its
+difference.
+
+Know before use: M answers to A. Once recognition has moved a weight, the later steps' own gradient pulls it back, so
+the longer the local round, the nearer <A, M> comes to -|A|^2, also where A was welcome at every step: `global` then
+stays closed, and what it lets through is M with the answer but without what it answered to, a longer step than the
+sites took (a test shows it on a parabola). Few local steps, or a small rate, keep the question honest; `cosine` beside
+`-added_share` in the round's record tells the answer from a conflict.
 
 Cost: the enhancer's weights once more, in 16 bits. An upload is 1 + E / 2 (E + R) of a model, for E weights of the
 enhancer and R of the other networks: 1.25 where they are equal, above 1.3 only where E > 1.5 R; counted with the

@@ -156,3 +156,26 @@ def test_the_other_networks_and_the_inputs_stay_as_they_are(kind: Kind) -> None:
         assert values.tobytes() == before[name].tobytes()
     for name, values in added.items():
         assert values.tobytes() == before[f"added {name}"].tobytes()
+
+
+def local_round(steps: int, rate: float = 0.1) -> tuple[Arrays, Arrays]:
+    """Gradient descent on |x|^2 / 2 from (1, 0) while recognition always adds (0, 0.1), neutral to begin with."""
+    x, total, added = np.array([1.0, 0.0]), np.zeros(2), np.zeros(2)
+    for _ in range(steps):
+        pushed = rate * np.array([0.0, 0.1])
+        moved = -rate * x + pushed
+        x, total, added = x + moved, total + moved, added + pushed
+    return {"enhancer.w": total.astype(np.float32)}, {"enhancer.w": added.astype(np.float32)}
+
+
+def test_the_main_part_answers_to_what_was_added_the_more_the_longer_the_round() -> None:
+    """The stated limit: a parabola's own pull looks like a conflict, and M alone is more than the sites moved."""
+    cosines = [promoted(*local_round(steps), "global")[1].cosine for steps in (1, 10, 40, 160)]
+    assert cosines[0] == 0
+    assert sorted(cosines, reverse=True) == cosines
+    total, added = local_round(160)
+    got, record = promoted(total, added, "global")
+    assert record.open == 0
+    assert np.linalg.norm(got["enhancer.w"]) > 1.5 * np.linalg.norm(total["enhancer.w"])
+    # Before long <A, M> is all answer: M = M0 - A + what is left of it.
+    assert record.cosine == pytest.approx(-record.added_share, rel=0.1)
