@@ -291,6 +291,20 @@ def test_with_plain_sgd_no_step_of_a_run_goes_up_the_main_loss(
         assert record["added_share"] > 0
 
 
+def test_with_plain_sgd_no_step_goes_up_the_main_loss_of_a_critic_either(
+    campaign: CampaignConfig, machine: MachineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """g is then the gradient of the WGAN loss by the critic of that very step."""
+    critic = replace(campaign.objective.critic, channels=4)
+    campaign = with_objective(campaign, "todnet-gated", critic=critic, task_weight=3.0, warmup=0.05)
+    campaign = with_training(campaign, optimiser="sgd", learning_rate=0.05)
+    seen = watched_update(monkeypatch)
+    record, _ = train_round(build_networks(campaign), disc_slices(12), campaign, machine, site="a", round=1, steps=20)
+    assert all(uphill < 0 for uphill, norm_g in seen if norm_g > 0)
+    assert record["ascent_rate"] == 0
+    assert record["gate_open_rate"] > 0
+
+
 @pytest.mark.parametrize("kind", ["joint", "gradprom"])
 @pytest.mark.parametrize("adam_states", ["one", "two"])
 def test_with_adam_the_share_of_steps_that_go_up_is_measured(

@@ -30,10 +30,10 @@ def test_a_case_compares_steps_with_steps(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(bench, "SLICES", 8)
     asked: list[int] = []
 
-    def fixed(seconds: float) -> object:
-        def measure(slices: object, campaign: object, machine: object, steps: int) -> float:
+    def fixed(wall: float) -> object:
+        def measure(slices: object, campaign: object, machine: object, steps: int) -> bench.Seconds:
             asked.append(steps)
-            return seconds
+            return bench.Seconds(wall, 2 * wall - 1)
 
         return measure
 
@@ -42,6 +42,7 @@ def test_a_case_compares_steps_with_steps(monkeypatch: pytest.MonkeyPatch) -> No
     cases = bench.run()
     assert [case["case"] for case in cases] == ["gaussian, 10 steps", "composite, 10 steps"]
     assert all(case["ratio"] == pytest.approx(1.2) and not case["holds"] for case in cases)
+    assert all(case["processor_ratio"] == pytest.approx(1.4) for case in cases)
     assert [case["ours"] for case in cases] == pytest.approx([0.12, 0.12])
     assert set(asked) == {10}
     assert min(case["making_s"] for case in cases) > 0
@@ -49,8 +50,8 @@ def test_a_case_compares_steps_with_steps(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_both_sides_are_timed_and_leave_no_thread(campaign: CampaignConfig, machine: MachineConfig) -> None:
     slices, threads = bench.random_slices(campaign, 6), threading.active_count()
-    assert bench.round_seconds(slices, campaign, machine, 2) > 0
-    assert bench.bare_seconds(slices, campaign, machine, 2) > 0
+    assert bench.round_seconds(slices, campaign, machine, 2).wall > 0
+    assert bench.bare_seconds(slices, campaign, machine, 2).wall > 0
     assert threading.active_count() == threads
 
 
