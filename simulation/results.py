@@ -1,6 +1,9 @@
 """Run folders in, a page of results in Markdown out: tables and claims as report.json has them, never typed.
 
 python -m simulation.results --title "Foundation" --out docs/results/foundation.md runs/demo runs/hippocampus
+
+The report of a study (experiment=enhancement) also has pictures: they go to the folder `images` beside that of the
+page, named after the page.
 """
 
 from __future__ import annotations
@@ -14,16 +17,22 @@ from typing import Any
 
 from server.wording import METRICS, duration_shown, shown
 from shared.errors import DataError, WardroundError
+from simulation.study.document import READING, document
 
 SETTINGS = ("clean", "degraded", "local", "pooled", "federated", "personalised")
 COLUMNS = ("psnr_db", "ssim", "psnr_db_region", "dice", "judge_dice", "accuracy", "auc", "samples_seen", "bytes_up")
 
 
-def page(title: str, run_dirs: Sequence[Path]) -> str:
-    """The whole page; raises DataError for a folder without a readable report.json."""
+def page(title: str, run_dirs: Sequence[Path], out: Path) -> str:
+    """The whole page, to be written to `out`; raises DataError for a folder without a readable report.json."""
     parts = [f"# {title}", "", "Written by `python -m simulation.results` from each run's report.json."]
     for run_dir in run_dirs:
-        parts += ["", *section(_report(run_dir))]
+        report = _report(run_dir)
+        if "study" in report:
+            images = out.parent.parent / "images"
+            parts += ["", READING, "", *document(report, out.stem, images, out)]
+        else:
+            parts += ["", *section(report)]
     return "\n".join(parts) + "\n"
 
 
@@ -72,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR")
     arguments = parser.parse_args(argv)
     try:
-        text = page(arguments.title, arguments.run_dirs)
+        text = page(arguments.title, arguments.run_dirs, arguments.out)
     except WardroundError as error:
         print(f"results: {error}", file=sys.stderr)
         return error.exit_code

@@ -36,6 +36,8 @@ class Section:
     cells: tuple[tuple[str, str], ...]
     """What was varied with the seeds that ran, and the seconds of each."""
     missing: tuple[str, ...]
+    """What is varied in the cells that were not run, each once with its seeds."""
+    not_run: int
     done: int
     planned: int
     seconds: float
@@ -100,7 +102,8 @@ def _section(name: str, rows: Sequence[Row], report: Report) -> Section | None:
         claims=tuple(claim for claim in report["claims"] if claim.get("table") in names),
         commands=tuple(command(report, part) for part in parts),
         cells=tuple(_cells(parts, cells)),
-        missing=tuple(line for part in parts for line in part["missing"]),
+        missing=tuple(_missing(parts)),
+        not_run=sum(len(part["missing"]) for part in parts),
         done=len(cells),
         planned=len(cells) + sum(len(part["missing"]) for part in parts),
         seconds=sum(float(cell["seconds"]) for cell in cells),
@@ -144,6 +147,15 @@ def _cells(parts: Sequence[Mapping[str, Any]], cells: Sequence[Mapping[str, Any]
     return [(words, ", ".join(times)) for words, times in lines.items()]
 
 
+def _missing(parts: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines: dict[str, list[str]] = {}
+    for part in parts:
+        for line in part["missing"]:
+            words, _, seed = line.rpartition("seed=")
+            lines.setdefault(words.strip() or part["name"], []).append(seed)
+    return [f"{words}  seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}" for words, seeds in lines.items()]
+
+
 def headline_of(rows: Sequence[Row]) -> Block | None:
     """GradProm minus each rival on every data set; each objective at the lambda that its validation patients chose."""
     tables = [str(row.get("table", "")) for row in rows]
@@ -175,11 +187,12 @@ def tally(headline: Block | None) -> str:
         return "No comparison of GradProm with a rival was run yet."
     verdicts = [score.difference.verdict for score in scores if score.difference]
     single = verdicts.count("one seed")
-    above = sum(score.difference.mean > 0 for score in scores if score.difference)
     if single == len(verdicts):
+        ahead = sum(score.mean > 0 for score in scores)
+        behind = sum(score.mean < 0 for score in scores)
         return (
-            f"Of {len(verdicts)} comparisons with a rival GradProm is ahead in {above} and behind in "
-            f"{len(verdicts) - above}, on one seed: nothing is settled yet."
+            f"Of {len(verdicts)} comparisons with a rival GradProm is ahead in {ahead} and behind in {behind}, each on "
+            "one seed: nothing is settled yet."
         )
     settled = f"better in {verdicts.count('above')}, worse in {verdicts.count('below')}"
     rest = f"in {verdicts.count('open')} the interval holds 0: no difference could be shown"
