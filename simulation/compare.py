@@ -114,7 +114,9 @@ def compare(
 def elsewhere_config(config: SimulationConfig, campaign: CampaignConfig | None = None) -> SimulationConfig:
     """The same campaign over the hospitals of `data.test=`."""
     assert config.cross is not None
-    there = replace(campaign or config.campaign, data=config.cross.data)
+    campaign = campaign or config.campaign
+    rounds = replace(campaign.rounds, quorum=1)  # nobody trains there
+    there = replace(campaign, data=config.cross.data, rounds=rounds)
     sites = len(config.cross.hospitals.sites)
     return replace(config, campaign=there, hospitals=config.cross.hospitals, sites=sites, cross=None)
 

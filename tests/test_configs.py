@@ -153,3 +153,14 @@ def test_a_broken_campaign_file_is_refused(text: str, tmp_path: Path) -> None:
     path.write_text(text)
     with pytest.raises(ConfigError):
         load_campaign(path)
+
+
+def test_the_data_set_to_test_on_is_no_part_of_the_agreement() -> None:
+    alone = load("simulation", ["data=mni"], SimulationConfig)
+    both = load("simulation", ["data=mni", "data.test=hippocampus", "data.test_root=somewhere"], SimulationConfig)
+    assert both.cross is not None
+    assert (both.cross.data.kind, both.cross.data.root) == ("hippocampus", "somewhere")
+    assert both.cross.hospitals == load("simulation", ["data=hippocampus"], SimulationConfig).hospitals
+    assert campaign_digest(both.campaign) == campaign_digest(alone.campaign)
+    with pytest.raises(ConfigError, match="data=nothing is not known"):
+        load("simulation", ["data.test=nothing"], SimulationConfig)

@@ -28,6 +28,7 @@ from shared.config import CampaignConfig, DegradeConfig, MachineConfig, Simulati
 from shared.networks import Networks, build_networks
 from shared.weights import load_arrays
 from simulation.comparators import train_local
+from simulation.compare import elsewhere_config
 from simulation.prepare import prepare
 from simulation.rows import metrics_of
 from simulation.run import run_federation
@@ -158,11 +159,8 @@ def _rows(
 
 def _cross_rows(cell: Cell, networks: Networks, folder: Path, machine: MachineConfig) -> list[Row]:
     """The enhancer on another data set's test patients, with that data set's own judge."""
-    cross = cell.config.cross
-    assert cross is not None
-    campaign = replace(cell.config.campaign, data=cross.data)
-    there = replace(cell.config, campaign=campaign, hospitals=cross.hospitals, sites=len(cross.hospitals.sites))
-    data = opened(there, folder)
+    there = elsewhere_config(cell.config)
+    campaign, data = there.campaign, opened(there, folder)
     judge = judge_of(campaign, data.together, data.recipe, folder / "judges", machine)
     apart = Networks(networks.enhancer, judge)  # its own recogniser knows other classes
     rows = _judged(cell, apart, data.together.test, {"judge": judge}, campaign, machine, "test", downstream=False)

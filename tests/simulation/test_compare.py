@@ -14,6 +14,7 @@ from server.report import write_report
 from shared.config import (
     CampaignConfig,
     CompareConfig,
+    CrossConfig,
     HospitalConfig,
     HospitalsConfig,
     MachineConfig,
@@ -27,6 +28,7 @@ from shared.errors import DataError
 from shared.networks import build_networks
 from shared.types import Arrays
 from shared.weights import to_arrays
+from simulation.claims import claims_of
 from simulation.comparators import side_by_side
 from simulation.compare import Comparison, compare, write_record
 from simulation.progress import ModelStep
@@ -251,3 +253,33 @@ def test_data_without_masks_has_no_mask_metric(
     assert "Where the recogniser looks" in page
     assert "summed logits" not in page
     assert "Dice" not in page.split("To do it again")[0].split("Limits")[0]
+
+
+def test_every_enhancer_is_judged_on_the_other_data_set_too(
+    campaign: CampaignConfig, machine: MachineConfig, stores: dict[str, Path], tmp_path: Path, quiet: list[ModelStep]
+) -> None:
+    config = simulation(campaign, machine, tmp_path)
+    cross = CrossConfig(data=campaign.data, hospitals=config.hospitals)
+    one_site = dict(list(stores.items())[:1])
+    comparison = compare(
+        replace(config, cross=cross), 0, stores, untrained(campaign), machine=machine, on_event=quiet.append,
+        elsewhere=one_site,
+    )  # fmt: skip
+    other = {row["setting"]: row for row in comparison.rows if row.get("domain") == "other"}
+    assert set(other) == {"degraded", "federated", "local", "pooled"}
+    # An untrained enhancer is the identity: its row is that of the degraded image; and one site's tests are fewer.
+    assert other["federated"]["psnr_db"] == pytest.approx(other["degraded"]["psnr_db"], abs=1e-4)
+    (site,) = one_site
+    at_home = find(comparison, "degraded", "all", site)
+    assert other["degraded"]["psnr_db"] == pytest.approx(at_home["psnr_db"], abs=1e-6)
+    assert other["degraded"]["n"] == at_home["n"]
+    assert not any("dice" in key or "accuracy" in key for row in other.values() for key in row)
+
+    # What happens elsewhere is shown apart: no figure at home changes.
+    plain = compare(config, 0, stores, untrained(campaign), machine=machine, on_event=quiet.append)
+    at_home_rows = [row for row in comparison.rows if "domain" not in row]
+    for ours, theirs in zip(at_home_rows, plain.rows, strict=True):
+        assert {k: v for k, v in ours.items() if k != "seconds"} == {k: v for k, v in theirs.items() if k != "seconds"}
+    record = write_record(tmp_path, config, [comparison], wall_s=1.0)
+    assert json.loads(record.read_text())["claims"] == claims_of(plain.rows, config.compare, masks=True)
+    assert "On another data set" in write_report(tmp_path).read_text()
