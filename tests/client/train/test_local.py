@@ -291,6 +291,14 @@ def test_with_plain_sgd_no_step_of_a_run_goes_up_the_main_loss(
         assert record["added_share"] > 0
 
 
+def test_without_a_gate_the_same_run_does_go_up(campaign: CampaignConfig, machine: MachineConfig) -> None:
+    """Else the test above would say nothing."""
+    campaign = with_objective(campaign, "joint", task_weight=3.0, warmup=0.0)
+    campaign = with_training(campaign, optimiser="sgd", learning_rate=0.05, clip_norm=None)
+    record, _ = train_round(build_networks(campaign), disc_slices(12), campaign, machine, site="a", round=1, steps=30)
+    assert record["ascent_rate"] > 0.1
+
+
 def test_with_plain_sgd_no_step_goes_up_the_main_loss_of_a_critic_either(
     campaign: CampaignConfig, machine: MachineConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
