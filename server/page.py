@@ -15,6 +15,7 @@ from server import charts, figures
 from server.explanations import explained
 from server.findings import Findings
 from server.gate import gate_charts, promoted
+from server.study.page import certain
 from server.study.page import context as study_page
 from server.summary import elsewhere_rows, matrices, summary_rows
 from server.wording import METRICS, QUALITY, bytes_shown, duration_shown, shown
@@ -47,6 +48,7 @@ def render(findings: Findings) -> str:
     environment.filters["metric"] = lambda value, key: shown(key, value)
     environment.filters["svg"] = Markup
     if "study" in findings.report:
+        environment.filters["certain"] = certain
         return environment.get_template("study.html").render(**study_page(findings.report, findings.config))
     return environment.get_template("report.html").render(**page(findings))
 

@@ -200,6 +200,13 @@ def tally(headline: Block | None) -> str:
     return f"Of {len(verdicts)} comparisons with a rival GradProm is {settled}; {rest}{more}."
 
 
+def certain(claim: Mapping[str, Any]) -> bool:
+    """Whether the whole interval, and not only the mean, reaches the target."""
+    if "low" not in claim:
+        return False
+    return bool(claim["high"] <= claim["target"] if "at_most" in claim else claim["low"] >= claim["target"])
+
+
 def verdict_of(score: Score) -> str:
     """A word for the colour of a difference: good, bad, or nothing where the interval holds 0."""
     if score.difference is None or score.difference.verdict in ("open", "one seed"):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from server import figures
 from server.study.rows import Model, Sheet, Trained
-from server.study.statistics import BySeed, mean, paired
+from server.study.statistics import BySeed, mean, mean_of, paired
 from server.study.tables import ordered
 from server.study.wording import COLOURS, MARKERS, SHOWN, label
 
@@ -194,9 +194,13 @@ def gate_picture(sheet: Sheet, cells: Sequence[Mapping[str, Any]], table: str) -
                 if xs:
                     curves.append(Curve(name, colour, marker, xs, ys))
         if curves:
-            panels.append(Panel(title, "training record", tuple(curves), guide=guide))
+            panels.append(Panel(title, "training record (a point is the mean of three)", tuple(curves), guide=guide))
     caption = "Mean over seeds. Records of the warm-up, in which recognition does not steer, are left out."
     return Picture("gates", caption, tuple(panels)) if panels else None
+
+
+GROUP = 3
+"""Training records that a point of the gates' picture is the mean of: one alone (50 steps) is mostly noise."""
 
 
 def _mean_records(runs: Sequence[Sequence[Mapping[str, Any]]], key: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -205,7 +209,10 @@ def _mean_records(runs: Sequence[Sequence[Mapping[str, Any]]], key: str) -> tupl
         for number, record in enumerate(rounds, start=1):
             if key in record:
                 points.setdefault(number, []).append(float(record[key]))
-    return tuple(map(float, sorted(points))), tuple(sum(points[at]) / len(points[at]) for at in sorted(points))
+    numbers = sorted(points)
+    groups = [numbers[first : first + GROUP] for first in range(0, len(numbers), GROUP)]
+    values = [[value for number in group for value in points[number]] for group in groups]
+    return tuple(mean_of(group) for group in groups), tuple(mean_of(each) for each in values)
 
 
 def draw(panel: Panel, axes: Axes) -> None:

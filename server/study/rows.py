@@ -44,7 +44,7 @@ class Condition:
     degradation: str
     sigma: float | None = None
     data_consistency: bool = False
-    scanners: str = "their own"
+    scanners: str = "as they are"
     tuning: str = ""
     """What of the training's settings is tried, in the table that searches them."""
 
@@ -128,7 +128,7 @@ def condition_of(row: Row) -> Condition:
         row["degradation"],
         row.get("sigma"),
         bool(row.get("data_consistency", False)),
-        "all equal" if row.get("table", "").endswith("-iid") else "their own",
+        "all equal" if row.get("table", "").endswith("-iid") else "as they are",
         row.get("tuning", ""),
     )
 

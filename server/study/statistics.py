@@ -8,7 +8,7 @@ is wide. One seed has no interval, and none is invented.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -41,7 +41,11 @@ class Difference:
 
 
 def mean(values: BySeed) -> float:
-    return float(np.mean(list(values.values())))
+    return mean_of(list(values.values()))
+
+
+def mean_of(values: Sequence[float]) -> float:
+    return float(np.mean(values))
 
 
 def paired(ours: BySeed, other: BySeed, confidence: float = CONFIDENCE) -> Difference | None:

@@ -3,7 +3,8 @@
 Beside every rival stands ours minus the rival, over the seeds that both have. Ours is GradProm where the table has it,
 else TOD-Net; where the table varies GradProm itself (gates, optimisers), the rest is compared with its plainest form.
 
-One condition: the metrics stand across. Several: one block per metric. Lambda is a column of the tables that ask about
+A block per condition with the metrics across; where a table asks how something depends on lambda or on the noise, a
+block per metric with the conditions across. Lambda is a column of the tables that ask about
 it; elsewhere every model stands with the lambda that its validation patients chose (server/study/rows.py).
 """
 
@@ -18,6 +19,7 @@ from server.study.wording import ORDER, SHOWN, condition_label, heading, label, 
 
 BY_LAMBDA = ("lambda", "gates")
 """Tables that show every lambda."""
+BY_METRIC = ("lambda", "ladder", "severity", "tuning")
 MERGED = {
     "federated": ("federated", "federated-pooled", "federated-local", "federated-iid"),
     "todnet": ("todnet", "todnet-nlm"),
@@ -43,6 +45,10 @@ _GROUPS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "auxiliaries": (("", ("psnr_db", "ssim", "judge_dice", "judge_accuracy", "dice", "accuracy")),),
     "federated": (("", ("psnr_db", "ssim", "dice", "accuracy", "judge_dice", "judge_accuracy", "bytes_up")),),
 }  # fmt: skip
+
+
+Place = tuple[Condition, float | None]
+"""A condition, and a lambda where lambda is asked about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,21 +89,34 @@ class Column:
 def blocks_of(sheet: Sheet, name: str) -> list[Block]:
     """The table `name` of the study; empty where no model was tested."""
     places = list(_places(sheet, name))
-    models = ordered(sheet.models)
+    ours = ours_in(sheet.models, name)
+    models = sorted(ordered(sheet.models), key=lambda model: model.method != ours)
     blocks = []
     for title, metrics in _GROUPS.get(name, (("", _IMAGE),)):
         there = [metric for metric in metrics if any(sheet.values(each, metric) for each in sheet.test)]
-        if len(places) == 1:
-            columns = [Column(*places[0], metric) for metric in there]
-            blocks.append(_block(sheet, name, title, columns, models))
+        if name in BY_METRIC:
+            for metric in there:
+                columns = [Column(*place, metric) for place in places]
+                blocks.append(_block(sheet, name, _title(title, heading(metric)), columns, models))
             continue
-        for metric in there:
-            columns = [Column(*place, metric) for place in places]
-            blocks.append(_block(sheet, name, f"{title + ': ' if title else ''}{heading(metric)}", columns, models))
+        for place in places:
+            columns = [Column(*place, metric) for metric in there]
+            where = _place_label(place, places) if len(places) > 1 else ""
+            blocks.append(_block(sheet, name, _title(title, where), columns, models))
     return [block for block in blocks if block.columns and block.lines]
 
 
-def _places(sheet: Sheet, name: str) -> Iterator[tuple[Condition, float | None]]:
+def _title(*words: str) -> str:
+    return ": ".join(filter(None, words))
+
+
+def _place_label(place: Place, places: Sequence[Place]) -> str:
+    words = condition_label(place[0], [condition for condition, _ in places])
+    weight = "" if place[1] is None else f"lambda {weight_shown(place[1])}"
+    return ", ".join(filter(None, (words, weight)))
+
+
+def _places(sheet: Sheet, name: str) -> Iterator[Place]:
     """Conditions (by strength of the noise) and, where lambda is asked about, every lambda of each."""
     first = {data: place for place, data in enumerate(dict.fromkeys(each.data for each in sheet.conditions))}
     for condition in sorted(
@@ -121,7 +140,8 @@ def _block(sheet: Sheet, name: str, title: str, columns: Sequence[Column], model
         reference = reference_of(model, models, name)
         scores = tuple(_score(sheet, model, reference, column) for column in columns)
         if any(scores):
-            note = "" if any(column.weight is not None for column in columns) else _note(sheet, model, columns)
+            asked = model.relative and any(column.weight is not None for column in columns)
+            note = "" if asked else _note(sheet, model, columns)
             lines.append(Line(label(model, models), scores, ours=reference is None, note=note))
     used = [place for place in range(len(columns)) if any(line.scores[place] for line in lines if not line.state)]
     kept = [_only(line, used) for line in lines]
@@ -136,14 +156,9 @@ def _only(line: Line, places: Sequence[int]) -> Line:
 
 def _headings(columns: Sequence[Column]) -> Iterator[str]:
     places = list(dict.fromkeys((column.condition, column.weight) for column in columns))
-    conditions = [condition for condition, _ in places]
     for column in columns:
-        if len(places) == 1:
-            yield heading(column.metric)
-            continue
-        words = condition_label(column.condition, conditions)
-        weight = "" if column.weight is None else f"lambda {weight_shown(column.weight)}"
-        yield ", ".join(filter(None, (words, weight)))
+        place = (column.condition, column.weight)
+        yield heading(column.metric) if len(places) == 1 else _place_label(place, places)
 
 
 def _state_line(sheet: Sheet, state: str, columns: Sequence[Column]) -> Line:
@@ -196,10 +211,15 @@ def ordered(models: Sequence[Model]) -> list[Model]:
     return sorted(models, key=lambda model: (place.get(model.method, len(place)), _oddness(model)))
 
 
+def ours_in(models: Sequence[Model], name: str) -> str:
+    """The objective whose table it is."""
+    return OURS.get(name, "gradprom" if any(each.method == "gradprom" for each in models) else "todnet")
+
+
 def reference_of(model: Model, models: Sequence[Model], name: str = "") -> Model | None:
     """Ours that the model is compared with: the plainest one for ours themselves (None for that one), else the one
     that is most like the rival in everything but the objective."""
-    method = OURS.get(name, "gradprom" if any(each.method == "gradprom" for each in models) else "todnet")
+    method = ours_in(models, name)
     ours = sorted((each for each in models if each.method == method), key=_oddness)
     if not ours or model == ours[0]:
         return None

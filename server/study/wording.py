@@ -17,7 +17,7 @@ SHOWN: Mapping[str, Shown] = {
         for kind, name in NETWORKS.items()
     },
     **{
-        f"no_harm_dice_{kind}": Shown(f"Dice of {name}, clean in", "the enhancer was given clean images")
+        f"no_harm_dice_{kind}": Shown(f"Dice of {name}", "the enhancer was given clean images")
         for kind, name in NETWORKS.items()
     },
     "gate_open_rate": Shown("gate open", "share of steps (or blocks) in which recognition passed the gate"),
@@ -59,13 +59,17 @@ def heading(metric: str) -> str:
 
 
 def figure(metric: str, value: float) -> str:
-    return bytes_shown(value) if metric == "bytes_up" else f"{value:.{SHOWN[metric].decimals}f}"
+    return bytes_shown(value) if metric == "bytes_up" else _true_minus(f"{value:.{SHOWN[metric].decimals}f}")
 
 
 def signed(metric: str, value: float) -> str:
     """`+0.12`, with a true minus; what rounds to nothing has no sign."""
     text = f"{value:+.{SHOWN[metric].decimals}f}"
-    return text[1:] if float(text) == 0 else text.replace("-", "−")
+    return text[1:] if float(text) == 0 else _true_minus(text)
+
+
+def _true_minus(text: str) -> str:
+    return text.replace("-", "−")
 
 
 def weight_shown(weight: float) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from server.study.page import Section, Study, difference_shown, study_of, verdict_of
+from server.study.page import Section, Study, certain, difference_shown, study_of, verdict_of
 from server.study.pictures import Picture, png
 from server.study.promises import PROMISES
 from server.study.tables import Block, Line, Score
@@ -51,12 +51,13 @@ def document(report: Mapping[str, Any], stem: str, images: Path, out: Path) -> I
 
 
 def _promises(study: Study) -> Iterator[str]:
-    yield "| promise | hold | of |"
-    yield "|---|---:|---:|"
+    yield "| promise | claims | hold | with the whole interval |"
+    yield "|---|---:|---:|---:|"
     for promise, found in study.claims.items():
-        yield f"| {PROMISES[promise]} | {sum(bool(claim['holds']) for claim in found)} | {len(found)} |"
+        holding, settled = sum(bool(claim["holds"]) for claim in found), sum(map(certain, found))
+        yield f"| {PROMISES[promise]} | {len(found)} | {holding} | {settled} |"
     for words in study.unexamined:
-        yield f"| {words} | not examined | cells not yet run |"
+        yield f"| {words} | – | not examined | cells not yet run |"
 
 
 def _section(section: Section, stem: str, images: Path, out: Path) -> Iterator[str]:
