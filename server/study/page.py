@@ -143,7 +143,7 @@ def _cells(parts: Sequence[Mapping[str, Any]], cells: Sequence[Mapping[str, Any]
         varied = [line for line in cell["overrides"] if line not in part["common"]]
         words = " ".join(varied) or "as it stands"
         name = f"{part['name']}: {words}" if len(parts) > 1 else words
-        lines.setdefault(name, []).append(f"seed {cell['seed']} {duration_shown(float(cell['seconds']))}")
+        lines.setdefault(name, []).append(f"seed {cell['seed']} ({duration_shown(float(cell['seconds']))})")
     return [(words, ", ".join(times)) for words, times in lines.items()]
 
 

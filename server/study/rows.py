@@ -194,9 +194,9 @@ def _of_overrides(overrides: Sequence[str]) -> dict[str, Any]:
 
 def searched(rows: Iterable[Row]) -> list[Row]:
     """The rows of the table `tuning` by what they try, with those cells of `lambda` that have the usual settings."""
-    found: list[Row] = []
-    for row in rows:
-        usual = row.get("table") == "lambda" and row.get("lambda") in (None, 1.0) and row["method"] != "estr"
-        if (usual or row.get("table") == "tuning") and row["setting"] not in STATES:
-            found.append({**row, "table": "tuning", "tuning": row.get("training", "")})
-    return found
+    trained = [row for row in rows if row["setting"] not in STATES]
+    search = [row for row in trained if row.get("table") == "tuning"]
+    usual = [row for row in trained if row.get("table") == "lambda" and row.get("lambda") in (None, 1.0)]
+    seeds, methods = {row["seed"] for row in search}, {row["method"] for row in search}
+    usual = [row for row in usual if row["seed"] in seeds and row["method"] in methods]
+    return [{**row, "table": "tuning", "tuning": row.get("training", "")} for row in (*usual, *search)]

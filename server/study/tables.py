@@ -77,6 +77,11 @@ class Block:
     columns: tuple[str, ...]
     lines: tuple[Line, ...]
 
+    @property
+    def seeds(self) -> int:
+        """Of the figure with the most; the mean of one with fewer must not be read against it."""
+        return max((score.seeds for line in self.lines for score in line.scores if score), default=0)
+
 
 @dataclass(frozen=True, slots=True)
 class Column:

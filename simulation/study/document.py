@@ -101,7 +101,7 @@ def _table(block: Block, corner: str, *, only_changes: bool = False) -> Iterator
     yield f"| {corner} | " + " | ".join(block.columns) + " |"
     yield "|---|" + "---:|" * len(block.columns)
     for line in block.lines:
-        cells = [_score(score, only_changes=only_changes) if score else "–" for score in line.scores]
+        cells = [_score(score, block.seeds, only_changes=only_changes) if score else "–" for score in line.scores]
         yield f"| {_label(line)} | " + " | ".join(cells) + " |"
 
 
@@ -110,8 +110,10 @@ def _label(line: Line) -> str:
     return f"{name}<br><sub>{line.note}</sub>" if line.note else name
 
 
-def _score(score: Score, *, only_changes: bool) -> str:
+def _score(score: Score, most: int, *, only_changes: bool) -> str:
     value = figure(score.metric, score.mean)
+    if score.seeds < most:
+        value += f" ({score.seeds} of {most} seeds)"
     if score.difference is None:
         return value
     mean, interval = difference_shown(score)
@@ -158,7 +160,8 @@ def _commands(section: Section) -> Iterator[str]:
 
 
 READING = (
-    "How to read the tables: means over seeds on test patients; ↑ more is better, ↓ less is better. Below a rival's "
+    "How to read the tables: means over seeds on test patients (seeds differ by more than objectives do, so a mean "
+    "over fewer seeds is to be read by its difference only); ↑ more is better, ↓ less is better. Below a rival's "
     "figure stands the row in bold minus that row (variants of it stand beside the nearest), paired by seed, with its "
     "95 % interval of Student's t; ▲ and ▼ only where that interval does not hold 0. For clean images that were "
     "enhanced it is the row minus the untouched clean images. Intervals speak of the spread between seeds; many "

@@ -39,3 +39,34 @@ def test_a_folder_without_a_report_is_bad_data(tmp_path: Path, capsys: pytest.Ca
     assert main(["--out", str(tmp_path / "page.md"), str(tmp_path)]) == 5
     assert "finished run" in capsys.readouterr().err
     assert not (tmp_path / "page.md").exists()
+
+
+def test_a_study_has_its_page_and_pictures_from_report_json_alone(tmp_path: Path) -> None:
+    base = ROW | {"setting": "pooled", "table": "lambda", "sigma": 0.2, "test_data": "mni", "judge_dice": 0.6}
+    steered = {"gate": "global", "recognition": "supervised", "lambda": 1.0}
+    rows = [
+        row
+        for seed, psnr_db in ((0, 20.0), (1, 23.0))
+        for row in (
+            base | steered | {"seed": seed, "psnr_db": psnr_db + 0.2 + seed / 1000},
+            base | {"seed": seed, "method": "plain", "gate": "off", "recognition": "none", "psnr_db": psnr_db},
+        )
+    ]
+    sheet = {"tables": ["lambda"], "setting": "pooled", "seed": 0, "overrides": ["data=mni", "objective=plain"]}
+    table = {"name": "lambda", "title": "Lambda", "question": "How?", "common": ["data=mni"], "planned": 5, "done": 4}
+    study = {
+        "budget": "full",
+        "planned": 5,
+        "tables": [table | {"missing": ["objective=joint seed=0"]}],
+        "cells": [sheet | {"key": "a", "seconds": 61.0, "rounds": []}],
+    }
+    (tmp_path / "report.json").write_text(json.dumps(report() | {"rows": rows, "claims": [], "study": study}))
+    out = tmp_path / "docs" / "results" / "enhancement.md"
+    assert main(["--out", str(out), str(tmp_path)]) == 0
+    text = out.read_text()
+    assert "| minus plain | +0.20 ▲" in text
+    assert "objective=joint  seed 0" in text
+    assert "wardround-simulate experiment=demo budget=full study.only=[lambda]" in text
+    assert "| `objective=plain` | seed 0 (1 min 01 s) |" in text
+    assert "(../images/enhancement-lambda.png)" in text
+    assert (tmp_path / "docs" / "images" / "enhancement-lambda.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,94 @@
+"""Which row is of what, which lambda validation patients choose, and what a cell's sheet adds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from server.study.rows import Model, Trained, enriched, searched, sheet_of, tuned
+
+from .conftest import both, row
+
+
+def model(rows: Any, method: str) -> Model:
+    return next(each for each in sheet_of(rows, ["lambda"]).models if each.method == method)
+
+
+def test_rows_are_found_by_model_condition_and_lambda(lambda_rows: list[dict[str, Any]]) -> None:
+    sheet = sheet_of(lambda_rows, ["lambda"])
+    (condition,) = sheet.conditions
+    joint = model(lambda_rows, "joint")
+    assert sheet.weights(joint, condition) == (0.1, 1.0)
+    assert sheet.values(Trained(joint, condition, 1.0), "psnr_db") == {0: 19.5, 1: 22.52, 2: 25.48}
+    assert sheet.of_state("degraded", condition, "psnr_db") == {0: 15.0, 1: 18.0, 2: 21.0}
+    assert sheet.weights(model(lambda_rows, "plain"), condition) == (None,)
+
+
+def test_lambda_is_chosen_on_validation_patients_whatever_the_test_says(lambda_rows: list[dict[str, Any]]) -> None:
+    sheet = sheet_of(lambda_rows, ["lambda"])
+    (condition,) = sheet.conditions
+    assert tuned(sheet, model(lambda_rows, "gradprom"), condition) == 1.0  # worse on the test by 0.1 dB
+    assert tuned(sheet, model(lambda_rows, "joint"), condition) == 0.1
+    assert tuned(sheet, model(lambda_rows, "plain"), condition) is None
+
+
+def test_lambdas_are_compared_on_the_seeds_that_all_have() -> None:
+    # seed 1 is 9 dB easier and was run with lambda 3 only: that must not make 3 the best
+    rows = [
+        *both("joint", 0, 20.0, 20.0, weight=0.1),
+        *both("joint", 0, 19.0, 19.0, weight=3.0),
+        *both("joint", 1, 28.0, 28.0, weight=3.0),
+    ]
+    sheet = sheet_of(rows, ["lambda"])
+    assert tuned(sheet, sheet.models[0], sheet.conditions[0]) == 0.1
+
+
+def test_another_data_set_is_tested_at_the_lambda_chosen_at_home() -> None:
+    away = {"test_data": "mni"}
+    rows = [
+        *both("joint", 0, 20.0, 21.0, weight=0.1),
+        *both("joint", 0, 20.0, 20.0, weight=1.0),
+        row("joint", 0, 10.0, weight=0.1, **away),
+        row("joint", 0, 15.0, weight=1.0, **away),
+    ]
+    sheet = sheet_of(rows, ["lambda"])
+    there = next(each for each in sheet.conditions if each.test_data == "mni")
+    assert tuned(sheet, sheet.models[0], there) == 0.1
+
+
+def test_rows_of_other_tables_stay_out_and_shared_cells_count_once(lambda_rows: list[dict[str, Any]]) -> None:
+    shared = [each | {"table": "gates"} for each in lambda_rows]
+    sheet = sheet_of([*lambda_rows, *shared], ["lambda", "gates"])
+    (condition,) = sheet.conditions
+    assert len(sheet.values(Trained(model(lambda_rows, "plain"), condition), "psnr_db")) == 3
+    assert not sheet_of(lambda_rows, ["gates"]).test
+
+
+def test_what_only_a_sheet_tells_goes_into_the_rows_of_its_cell() -> None:
+    rows = [row("gradprom", 0, 20.0, weight=1.0, cell="a"), row("gradprom", 0, 15.0, cell="a", setting="degraded")]
+    rounds = [
+        {"loss_enhance": 0.5, "ascent_rate": 0.5},  # the warm-up: nothing of recognition was looked at
+        {"loss_enhance": 0.2, "ascent_rate": 0.1, "gate_open_rate": 0.4, "mean_cosine": -0.1},
+        {"loss_enhance": 0.1, "ascent_rate": 0.2, "gate_open_rate": 0.6, "mean_cosine": 0.3},
+    ]
+    overrides = ["objective.mask_weight=1.0", "objective=gradprom objective.mask_weight=0"]
+    trained, degraded = enriched(rows, [{"key": "a", "rounds": rounds, "overrides": overrides}])
+    assert trained["loss_enhance"] == 0.1
+    assert (trained["gate_open_rate"], trained["mean_cosine"]) == pytest.approx((0.5, 0.1))
+    assert trained["ascent_rate"] == pytest.approx(0.15)
+    assert trained["ascent_most"] == 0.5
+    assert trained["auxiliaries"] == "diagnosis only"
+    assert "loss_enhance" not in degraded
+
+
+def test_the_search_over_training_stands_beside_the_usual_settings() -> None:
+    rows = [
+        row("joint", 0, 20.0, weight=1.0, training="learning rate 0.002"),
+        row("joint", 0, 21.0, weight=3.0, training="learning rate 0.002"),
+        row("joint", 0, 22.0, weight=1.0, table="tuning", training="learning rate 0.004"),
+        row("joint", 0, 22.0, weight=1.0, table="gates", training="learning rate 0.004"),
+        row("joint", 1, 29.0, weight=1.0, training="learning rate 0.002"),  # a seed that was not searched with
+    ]
+    found = {(each["tuning"], each["psnr_db"]) for each in searched(rows)}
+    assert found == {("learning rate 0.002", 20.0), ("learning rate 0.004", 22.0)}
