@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from server.wording import duration_shown
 
 Report = Mapping[str, Any]
 _REAL = ("hippocampus", "pneumonia", "totalseg")
+LARGE = 1.0
 _HEADLINE = ("psnr_db", "ssim", "judge_dice", "judge_accuracy")
 
 
@@ -45,11 +46,19 @@ class Section:
 
 
 @dataclass(frozen=True, slots=True)
+class Headline:
+    """GradProm minus each rival on every data set, at one choice of lambda."""
+
+    title: str
+    block: Block
+    tally: str
+
+
+@dataclass(frozen=True, slots=True)
 class Study:
     """A whole study, ready to be shown; the same for report.html and for a page in Markdown."""
 
-    headline: Block | None
-    tally: str
+    headlines: tuple[Headline, ...]
     sections: tuple[Section, ...]
     claims: Mapping[str, Sequence[Mapping[str, Any]]]
     """By promise, in the order of PROMISES."""
@@ -65,10 +74,8 @@ def study_of(report: Report) -> Study:
     plan = report["study"]
     rows = enriched(report["rows"], plan["cells"])
     claims = {promise: [claim for claim in report["claims"] if claim.get("promise") == promise] for promise in PROMISES}
-    headline = headline_of(rows)
     return Study(
-        headline,
-        tally(headline),
+        tuple(headlines_of(rows)),
         tuple(section for name in _names(plan) if (section := _section(name, rows, report)) is not None),
         {promise: found for promise, found in claims.items() if found},
         tuple(words for promise, words in PROMISES.items() if not claims[promise]),
@@ -156,15 +163,23 @@ def _missing(parts: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"{words}  seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}" for words, seeds in lines.items()]
 
 
-def headline_of(rows: Sequence[Row]) -> Block | None:
-    """GradProm minus each rival on every data set; each objective at the lambda that its validation patients chose."""
+def headlines_of(rows: Sequence[Row]) -> Iterator[Headline]:
+    """Each objective at the lambda that its validation patients chose; then all at a large one, where the objectives
+    differ in what they can lose."""
     tables = [str(row.get("table", "")) for row in rows]
     sheet = sheet_of(rows, ["lambda", *dict.fromkeys(name for name in tables if name.startswith(f"{RIVALS}-"))])
+    for title, weight in (("Each at its best lambda", None), (f"All at lambda {LARGE:g}", LARGE)):
+        block = _headline(sheet, weight)
+        if block is not None:
+            yield Headline(title, block, tally(block))
+
+
+def _headline(sheet: Sheet, weight: float | None) -> Block | None:
     models = ordered(sheet.models)
     ours = next((model for model in models if model.method == "gradprom"), None)
     if ours is None:
         return None
-    columns = [Column(each, None, metric) for each in sheet.conditions for metric in _HEADLINE]
+    columns = [Column(each, weight, metric) for each in sheet.conditions for metric in _HEADLINE]
     lines = []
     for rival in (model for model in models if model.method != "gradprom"):
         scores = tuple(_difference(sheet, ours, rival, column) for column in columns)
@@ -172,7 +187,7 @@ def headline_of(rows: Sequence[Row]) -> Block | None:
     used = [place for place in range(len(columns)) if any(line.scores[place] for line in lines)]
     headings = [f"{columns[place].condition.data}: {SHOWN[columns[place].metric].heading}" for place in used]
     kept = tuple(Line(line.label, tuple(line.scores[place] for place in used)) for line in lines)
-    return Block("", tuple(headings), kept) if used else None
+    return Block("", tuple(headings), tuple(line for line in kept if any(line.scores))) if used else None
 
 
 def _difference(sheet: Sheet, ours: Model, rival: Model, column: Column) -> Score | None:
@@ -180,11 +195,9 @@ def _difference(sheet: Sheet, ours: Model, rival: Model, column: Column) -> Scor
     return Score(column.metric, difference.mean, len(difference.by_seed), difference) if difference else None
 
 
-def tally(headline: Block | None) -> str:
-    """The headline in a sentence: how many comparisons are better, worse, or not settled."""
-    scores = [score for line in headline.lines for score in line.scores if score] if headline else []
-    if not scores:
-        return "No comparison of GradProm with a rival was run yet."
+def tally(block: Block) -> str:
+    """The block in a sentence: how many comparisons are better, worse, or not settled."""
+    scores = [score for line in block.lines for score in line.scores if score]
     verdicts = [score.difference.verdict for score in scores if score.difference]
     single = verdicts.count("one seed")
     if single == len(verdicts):

@@ -35,9 +35,9 @@ def claims_of(rows: Rows, cells: Sequence[Mapping[str, Any]] = ()) -> list[Claim
     tables = list(dict.fromkeys(str(row.get("table", "")) for row in full))
     claims: list[Claim] = []
     for name in ("lambda", *(table for table in tables if table.startswith("rivals-"))):
-        claims += _rivals(sheet_of(full, [name]), name)
+        sheet = sheet_of(full, [name])
+        claims += [*_rivals(sheet, name), *_over_lambda(sheet, name)]
     claims += _marks(full)
-    claims += _over_lambda(sheet_of(full, ["lambda"]))
     claims += _ascent(sheet_of(full, ["adam"]))
     claims += _federated(sheet_of(full, MERGED["federated"]))
     claims += _region(sheet_of(full, ["todnet"]))
@@ -123,7 +123,7 @@ def _marks(rows: Rows) -> Iterator[Claim]:
             yield _claim("composite", "composite", words, found, COMPOSITE_MARK_DB, metric="psnr_db")
 
 
-def _over_lambda(sheet: Sheet) -> Iterator[Claim]:
+def _over_lambda(sheet: Sheet, table: str) -> Iterator[Claim]:
     for condition in sheet.conditions:
         ours = _one(sheet, "gradprom", condition)
         for weight in sheet.weights(ours, condition) if ours else ():
@@ -132,23 +132,24 @@ def _over_lambda(sheet: Sheet) -> Iterator[Claim]:
                 other = _one(sheet, rival, condition)
                 found = _against(sheet, ours, other, condition, "psnr_db", weight) if other else None
                 if found is not None and weight is not None:
-                    yield _no_loss(found, weight, rival)
+                    where = f"{whole_label(condition)}, lambda {weight_shown(weight)}"
+                    yield _no_loss(found, where, rival, table)
                     if weight >= LARGE_LAMBDA:
-                        words = f"lambda {weight_shown(weight)}: PSNR of gradprom above {rival}'s"
-                        yield _claim("large", "lambda", words, found, 0.0, metric="psnr_db")
-        yield from _main_loss(sheet, condition)
+                        words = f"{where}: PSNR of gradprom above {rival}'s"
+                        yield _claim("large", table, words, found, 0.0, metric="psnr_db")
+        yield from _main_loss(sheet, condition, table)
 
 
-def _no_loss(found: Difference, weight: float, rival: str) -> Claim:
+def _no_loss(found: Difference, where: str, rival: str, table: str) -> Claim:
     """The interval reaches 0: weaker than a proof that there is no loss, the more so the wider the interval."""
     end = found.mean if found.high is None else found.high
-    words = f"lambda {weight_shown(weight)}: no significant loss of PSNR against {rival} (upper end of the interval)"
+    words = f"{where}: no significant loss of PSNR against {rival} (upper end of the interval)"
     claim: Claim = {"claim": words, "value": end, "target": 0.0, "holds": end >= 0}
-    details = _details("lambda", "lambda", found, "psnr_db")
+    details = _details("lambda", table, found, "psnr_db")
     return {**claim, **details, "reason": f"mean {signed('psnr_db', found.mean)} dB; {details['reason']}"}
 
 
-def _main_loss(sheet: Sheet, condition: Condition) -> Iterator[Claim]:
+def _main_loss(sheet: Sheet, condition: Condition, table: str) -> Iterator[Claim]:
     ours, plain = (_one(sheet, name, condition) for name in ("gradprom", "plain"))
     if ours is None or plain is None:
         return
@@ -156,8 +157,9 @@ def _main_loss(sheet: Sheet, condition: Condition) -> Iterator[Claim]:
     base = sheet.values(Trained(plain, condition, None), "loss_enhance")
     by_seed = {seed: losses[seed] / base[seed] - 1 for seed in losses if seed in base}
     if by_seed:
-        words = f"lambda {SMALL_LAMBDA:g}: the main loss at the end of training at most 1 % above plain's"
-        yield _at_most("main-loss", "lambda", words, by_seed, MAIN_LOSS_SHARE)
+        where = f"{whole_label(condition)}, lambda {SMALL_LAMBDA:g}"
+        words = f"{where}: the main loss at the end of training at most 1 % above plain's"
+        yield _at_most("main-loss", table, words, by_seed, MAIN_LOSS_SHARE)
 
 
 def _at_most(promise: str, table: str, words: str, by_seed: BySeed, target: float) -> Claim:

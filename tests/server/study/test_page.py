@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from server.report import write_report
-from server.study.page import study_of, tally
+from server.study.page import study_of
 from server.study.pictures import gate_picture, lambda_picture, png, severity_picture, stops_helping
 from server.study.rows import sheet_of
 from shared.errors import DataError
@@ -126,12 +126,20 @@ def test_a_study_of_which_nothing_ran_has_its_page(record: dict[str, Any], tmp_p
 
 def test_headline_counts_what_the_interval_settles(record: dict[str, Any]) -> None:
     # Tuned: gradprom at 1 (-0.1 +- 0.02) against joint at 0.1 (level, the same +-) and plain (level).
-    assert study_of(record).tally.startswith(
+    best, large = study_of(record).headlines
+    assert best.tally.startswith(
         "Of 4 comparisons with a rival GradProm is better in 0, worse in 2; in 2 the interval holds 0"
     )
     one = [each for each in record["rows"] if each["seed"] == 0]
-    assert "behind in 2, each on one seed: nothing is settled yet" in study_of(record | {"rows": one}).tally
-    assert tally(None) == "No comparison of GradProm with a rival was run yet."
+    assert (
+        "behind in 2, each on one seed: nothing is settled yet" in study_of(record | {"rows": one}).headlines[0].tally
+    )
+    # All at 1: joint has lost 0.5 dB, gradprom 0.1.
+    assert large.title == "All at lambda 1"
+    assert "better in 1, worse in 1;" in large.tally
+    joint = next(line for line in large.block.lines if line.label == "minus joint")
+    assert joint.scores[0] is not None
+    assert joint.scores[0].mean == pytest.approx(0.4)
 
 
 def test_lambda_picture_shows_paired_differences_to_plain(lambda_rows: list[dict[str, Any]]) -> None:
