@@ -49,6 +49,8 @@ class Panel:
     logarithmic: bool = False
     guide: float | None = None
     """A horizontal line to read values against."""
+    limits: tuple[float, float] | None = None
+    """Ends of the vertical axis; None: by the data."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +180,9 @@ def gate_picture(sheet: Sheet, cells: Sequence[Mapping[str, Any]], table: str) -
     by_key = {cell["key"]: cell["rounds"] for cell in cells if table in cell["tables"]}
     models = [model for model in ordered(sheet.models) if model.method == "gradprom"]
     panels = []
-    for key, title, guide in (
-        ("gate_open_rate", "gate open, share", None),
-        ("mean_cosine", "cosine of the two gradients", 0.0),
+    for key, title, guide, limits in (
+        ("gate_open_rate", "gate open, share", None, (0.0, 1.0)),
+        ("mean_cosine", "cosine of the two gradients", 0.0, None),
     ):
         curves = []
         for number, model in enumerate(models):
@@ -194,7 +196,11 @@ def gate_picture(sheet: Sheet, cells: Sequence[Mapping[str, Any]], table: str) -
                 if xs:
                     curves.append(Curve(name, colour, marker, xs, ys))
         if curves:
-            panels.append(Panel(title, "training record (a point is the mean of three)", tuple(curves), guide=guide))
+            panels.append(
+                Panel(
+                    title, "training record (a point is the mean of three)", tuple(curves), guide=guide, limits=limits
+                )
+            )
     caption = "Mean over seeds. Records of the warm-up, in which recognition does not steer, are left out."
     return Picture("gates", caption, tuple(panels)) if panels else None
 
@@ -229,6 +235,8 @@ def draw(panel: Panel, axes: Axes) -> None:
         ticks = sorted({x for curve in panel.curves for x in curve.xs})
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
+    if panel.limits is not None:
+        axes.set_ylim(*panel.limits)
     axes.set_xlabel(panel.x_label)
     axes.grid(axis="y", color=figures.INK, alpha=0.12, linewidth=0.6)
 
@@ -259,8 +267,9 @@ def png(picture: Picture) -> bytes:
     handles: dict[str, Any] = {}
     for axes in figure.axes:
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    columns = max(1, int(figure.get_figwidth() / (0.6 + 0.09 * max(map(len, handles)))))
     figure.legend(
-        list(handles.values()), list(handles), loc="outside lower center", ncols=min(6, len(handles)), frameon=False,
+        list(handles.values()), list(handles), loc="outside lower center", ncols=columns, frameon=False,
         fontsize=9,
     )  # fmt: skip
     buffer = io.BytesIO()
