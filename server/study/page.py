@@ -10,9 +10,9 @@ from typing import Any
 from server.study.pictures import Picture, gate_picture, lambda_picture, severity_picture, stops_helping, svgs
 from server.study.promises import PROMISES
 from server.study.rows import Model, Row, Sheet, enriched, searched, sheet_of
-from server.study.statistics import paired
+from server.study.statistics import mean, paired
 from server.study.tables import MERGED, RIVALS, Block, Column, Line, Score, blocks_of, ordered, values_in
-from server.study.wording import SHOWN, arrow, figure, signed, whole_label
+from server.study.wording import SHOWN, arrow, figure, gathered, label, signed
 from server.wording import duration_shown
 
 Report = Mapping[str, Any]
@@ -102,10 +102,10 @@ def _section(name: str, rows: Sequence[Row], report: Report) -> Section | None:
         name=name,
         title=parts[0]["title"],
         question=parts[0]["question"],
-        conditions=tuple(dict.fromkeys(whole_label(each) for each in sheet.conditions)),
+        conditions=gathered(sheet.conditions),
         blocks=tuple(blocks_of(sheet, name)),
         picture=_picture(name, sheet, cells),
-        sentences=tuple(stops_helping(sheet)) if name == "severity" else (),
+        sentences=_sentences(name, sheet),
         claims=tuple(claim for claim in report["claims"] if claim.get("table") in names),
         commands=tuple(command(report, part) for part in parts),
         cells=tuple(_cells(parts, cells)),
@@ -127,6 +127,21 @@ def _picture(name: str, sheet: Sheet, cells: Sequence[Mapping[str, Any]]) -> Pic
         case "gates":
             return gate_picture(sheet, cells, "gates")
     return None
+
+
+def _sentences(name: str, sheet: Sheet) -> tuple[str, ...]:
+    if name == "severity":
+        return tuple(stops_helping(sheet))
+    return tuple(_best_settings(sheet)) if name == "tuning" else ()
+
+
+def _best_settings(sheet: Sheet) -> Iterator[str]:
+    for model in ordered(sheet.models):
+        tried = {each: values_in(sheet, model, Column(each, None, "psnr_db")) for each in sheet.conditions}
+        found = {each.tuning: mean(values) for each, values in tried.items() if values}
+        if len(found) > 1:
+            best = max(found, key=lambda words: found[words])
+            yield f"{label(model, sheet.models)}: best with {best} ({found[best]:.2f} dB), of {len(found)} tried."
 
 
 def command(report: Report, table: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from server.study.rows import Condition, Model
 from server.wording import METRICS, Shown, bytes_shown
@@ -79,7 +79,12 @@ def weight_shown(weight: float) -> str:
 def label(model: Model, among: Sequence[Model]) -> str:
     """The objective, and what tells it from the same objective's other models in the table."""
     same = [each for each in among if each.method == model.method]
-    varied = [each.name for each in fields(Model) if len({getattr(other, each.name) for other in same}) > 1]
+    # An optimiser that differs from the others' matters even where the objective was run with one only.
+    varied = [
+        each.name
+        for each in fields(Model)
+        if len({getattr(other, each.name) for other in (among if each.name == "optimiser" else same)}) > 1
+    ]
     words = [model.method, *filter(None, (_WORDS[name](model) for name in varied))]
     return ", ".join(dict.fromkeys(words))
 
@@ -133,6 +138,18 @@ def condition_label(condition: Condition, among: Sequence[Condition]) -> str:
     if varies("scanners"):
         words.append(f"scanners {condition.scanners}")
     return ", ".join(words)
+
+
+def gathered(conditions: Sequence[Condition]) -> tuple[str, ...]:
+    """The conditions in full, those that differ in the noise only as one: `mni, gaussian, sigma 0.1, 0.2`."""
+    strengths: dict[str, list[str]] = {}
+    for each in sorted(conditions, key=lambda each: each.sigma or 0):
+        words = whole_label(replace(each, sigma=None))
+        sigma = [] if each.sigma is None else [f"{each.sigma:g}"]
+        strengths.setdefault(words, []).extend(sigma)
+    return tuple(
+        f"{words}, sigma {', '.join(dict.fromkeys(found))}" if found else words for words, found in strengths.items()
+    )
 
 
 def whole_label(condition: Condition) -> str:

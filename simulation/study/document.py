@@ -81,7 +81,10 @@ def _section(section: Section, stem: str, images: Path, out: Path) -> Iterator[s
     if section.picture:
         yield ""
         yield from _picture(section.picture, stem, images, out)
-        yield " ".join([section.picture.caption, *section.sentences])
+        yield section.picture.caption
+    if section.sentences:
+        yield ""
+        yield " ".join(section.sentences)
     for block in section.blocks:
         yield ""
         if block.title:

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from server.study.page import _sentences
 from server.study.rows import Model, Trained, enriched, searched, sheet_of, tuned
+from server.study.wording import gathered
 
 from .conftest import both, row
 
@@ -92,3 +94,22 @@ def test_the_search_over_training_stands_beside_the_usual_settings() -> None:
     ]
     found = {(each["tuning"], each["psnr_db"]) for each in searched(rows)}
     assert found == {("learning rate 0.002", 20.0), ("learning rate 0.004", 22.0)}
+
+
+def test_the_best_settings_are_named_per_objective() -> None:
+    rows = []
+    for rate, joint, plain in ((0.001, 20.0, 22.0), (0.004, 21.0, 21.0)):
+        labels = {"table": "tuning", "training": f"learning rate {rate:g}"}
+        rows += both("joint", 0, 99.0, joint, weight=1.0, **labels) + both("plain", 0, 99.0, plain, **labels)
+    sheet = sheet_of(searched(rows), ["tuning"], split="validation")
+    assert _sentences("tuning", sheet) == (
+        "joint: best with learning rate 0.004 (21.00 dB), of 2 tried.",
+        "plain: best with learning rate 0.001 (22.00 dB), of 2 tried.",
+    )
+
+
+def test_conditions_that_differ_in_the_noise_are_gathered() -> None:
+    rows = [row("plain", 0, 20.0, sigma=sigma) for sigma in (0.2, 0.1)] + [row("plain", 0, 20.0, data="mni")]
+    assert gathered(sheet_of(rows, ["lambda"]).conditions) == (
+        "hippocampus, gaussian, sigma 0.1, 0.2", "mni → hippocampus, gaussian, sigma 0.2",
+    )  # fmt: skip

@@ -73,7 +73,8 @@ def test_a_rival_is_compared_with_the_model_most_like_it() -> None:
     assert reference_of(models[2], models) == models[0]
     assert reference_of(models[0], models) is None
     assert [label(model, models) for model in models] == [
-        "gradprom, Adam, one state", "gradprom, SGD", "gradprom, Adam, two states", "joint", "plain",
+        "gradprom, Adam, one state", "gradprom, SGD", "gradprom, Adam, two states",
+        "joint, SGD", "plain, Adam, one state",
     ]  # fmt: skip
 
 
