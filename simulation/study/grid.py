@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from shared.config import SimulationConfig, StudyConfig, TableConfig, load, to_dict
 
@@ -34,6 +35,17 @@ class Cell:
         """The data set whose folder was not given."""
         kinds = [self.config.campaign.data, *([self.config.cross.data] if self.config.cross else [])]
         return next((data.kind for data in kinds if data.kind in REAL and data.root is None), None)
+
+
+_MARKS = {"hippocampus": "images/*.nii*", "pneumonia": "pneumoniamnist*.npz", "totalseg": "ct_dicom/*.dcm"}
+"""What a folder holds that is the data set of that kind."""
+
+
+def with_roots(study: StudyConfig, root: str | None) -> StudyConfig:
+    """The study with the data sets that lie in `root`, or in folders of it, where `study.roots` does not name them."""
+    folders = [Path(root), *sorted(path for path in Path(root).glob("*") if path.is_dir())] if root else []
+    found = {kind: str(folder) for kind, mark in _MARKS.items() for folder in folders if next(folder.glob(mark), None)}
+    return replace(study, roots={**found, **{kind: given for kind, given in study.roots.items() if given}})
 
 
 def planned(study: StudyConfig, budget: str) -> list[Cell]:

@@ -28,7 +28,12 @@ DOWNSTREAM: tuple[Kind, ...] = ("unet", "vnet", "resunet", "voxresnet")
 
 
 def judge_of(
-    campaign: CampaignConfig, together: SiteData, hospitals: str, folder: Path, machine: MachineConfig, kind: Kind | None = None
+    campaign: CampaignConfig,
+    together: SiteData,
+    hospitals: str,
+    folder: Path,
+    machine: MachineConfig,
+    kind: Kind | None = None,
 ) -> nn.Module:
     """The kept judge of this data and seed, trained first where there is none. `hospitals` says whose images they are;
     `kind` is one of DOWNSTREAM, or None for a recogniser of the default kind."""

@@ -26,7 +26,7 @@ from shared.checkpoint import write_atomically
 from shared.config import SimulationConfig, StudyConfig, campaign_digest, to_dict
 from shared.errors import ConfigError, DataError
 from simulation.study.cell import Result, run_cell
-from simulation.study.grid import Cell, planned
+from simulation.study.grid import Cell, planned, with_roots
 from simulation.study.locks import free
 from simulation.study.tables import claims_of
 
@@ -43,7 +43,7 @@ def run_study(config: SimulationConfig, console: Console) -> Path:
         (folder / "cells").mkdir(parents=True, exist_ok=True)
     except OSError:
         raise ConfigError("run_dir is a file, lies in one, or may not be written; choose another folder") from None
-    cells = planned(config.study, config.budget)
+    cells = planned(with_roots(config.study, config.campaign.data.root), config.budget)
     wanted = [cell for cell in cells if not config.study.only or set(cell.tables) & set(config.study.only)]
     _announce(wanted, folder, console, fresh=config.fresh)
     done = 0
@@ -61,7 +61,11 @@ def _announce(cells: Sequence[Cell], folder: Path, console: Console, *, fresh: b
     console.print(f"{len(cells)} cells, {kept} of them kept from earlier runs")
     for kind in sorted({cell.missing for cell in cells if cell.missing}):
         number = sum(cell.missing == kind for cell in cells)
-        console.print(f"{number} cells need study.roots.{kind}=FOLDER and are left out", markup=False)
+        console.print(
+            f"{number} cells need the {kind} data and are left out; give study.roots.{kind}=FOLDER, or data.root=FOLDER "
+            "with all data sets in it",
+            markup=False,
+        )
 
 
 def _one(cell: Cell, place: str, folder: Path, config: SimulationConfig, console: Console) -> int:
