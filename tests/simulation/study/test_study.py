@@ -16,7 +16,7 @@ from shared.config import SimulationConfig, StudyConfig, TableConfig, load
 from shared.errors import ConfigError, DataError
 from simulation.study import run as study_run
 from simulation.study.cell import opened
-from simulation.study.grid import Cell, key_of, planned
+from simulation.study.grid import Cell, key_of, planned, with_roots
 from simulation.study.judges import judge_of
 from simulation.study.locks import free, locked
 
@@ -97,6 +97,17 @@ def test_a_cell_without_its_data_says_which() -> None:
     asked = table(vary=(("data=hippocampus", "data=phantom"),), common=())
     missing = [cell.missing for cell in planned(study_of(asked), "quick") if cell.config.campaign.data.kind != "mni"]
     assert set(missing) == {"hippocampus", None}
+
+
+def test_data_sets_are_found_in_one_folder_and_a_named_one_goes_first(tmp_path: Path) -> None:
+    for place in ("mr/images/a.nii.gz", "xray/pneumoniamnist_trainval.npz", "odd/notes.txt"):
+        (tmp_path / place).parent.mkdir(parents=True)
+        (tmp_path / place).touch()
+    found = with_roots(study_of(table(), roots={"hippocampus": None}), str(tmp_path)).roots
+    assert found == {"hippocampus": str(tmp_path / "mr"), "pneumonia": str(tmp_path / "xray")}
+    named = with_roots(study_of(table(), roots={"hippocampus": "mine"}), str(tmp_path)).roots
+    assert named["hippocampus"] == "mine"
+    assert with_roots(study_of(table(), roots={"hippocampus": None}), None).roots == {}
 
 
 def test_a_table_with_an_override_that_is_not_one_is_refused() -> None:
