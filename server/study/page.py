@@ -17,6 +17,8 @@ from server.wording import duration_shown
 
 Report = Mapping[str, Any]
 _REAL = ("hippocampus", "pneumonia", "totalseg")
+SEARCHES = ("tuning", "federated-tuning")
+"""Tables of settings, which are chosen on validation patients and shown on them."""
 LARGE = 1.0
 _HEADLINE = ("psnr_db", "ssim", "judge_dice", "judge_accuracy")
 
@@ -97,7 +99,8 @@ def _section(name: str, rows: Sequence[Row], report: Report) -> Section | None:
     parts = [table for table in plan["tables"] if table["name"] in MERGED.get(name, (name,))]
     cells = [cell for cell in plan["cells"] if set(cell["tables"]) & {part["name"] for part in parts}]
     names = [part["name"] for part in parts]
-    sheet = sheet_of(searched(rows), ["tuning"], split="validation") if name == "tuning" else sheet_of(rows, names)
+    search = name in SEARCHES
+    sheet = sheet_of(searched(rows, name), [name], split="validation") if search else sheet_of(rows, names)
     return Section(
         name=name,
         title=parts[0]["title"],
@@ -132,7 +135,7 @@ def _picture(name: str, sheet: Sheet, cells: Sequence[Mapping[str, Any]]) -> Pic
 def _sentences(name: str, sheet: Sheet) -> tuple[str, ...]:
     if name == "severity":
         return tuple(stops_helping(sheet))
-    return tuple(_best_settings(sheet)) if name == "tuning" else ()
+    return tuple(_best_settings(sheet)) if name in SEARCHES else ()
 
 
 def _best_settings(sheet: Sheet) -> Iterator[str]:
@@ -151,10 +154,10 @@ def command(report: Report, table: Mapping[str, Any]) -> str:
     for cell in plan["cells"]:
         lines += cell["overrides"] if table["name"] in cell["tables"] else []
     words = {word for line in lines for word in line.split() if word.startswith(("data=", "data.test="))}
-    kinds = sorted({word.split("=", 1)[1] for word in words} & set(_REAL))
-    roots = " ".join(f"study.roots.{kind}=FOLDER" for kind in kinds)
+    real = {word.split("=", 1)[1] for word in words} & set(_REAL)
+    root = " data.root=FOLDER" if real else ""
     what = f"experiment={report['experiment']} budget={plan['budget']} study.only=[{table['name']}]"
-    return f"wardround-simulate {what} {roots}".rstrip()
+    return f"wardround-simulate {what}{root}"
 
 
 def _cells(parts: Sequence[Mapping[str, Any]], cells: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:

@@ -133,17 +133,29 @@ def condition_of(row: Row) -> Condition:
     )
 
 
+def tried(sheet: Sheet, model: Model, condition: Condition) -> tuple[float | None, ...]:
+    """The lambdas that a choice is made among: those that every objective with a relative lambda was run with, so that
+    none is searched for longer than the others; the model's own where there is no such lambda."""
+    own = sheet.weights(model, condition)
+    if not model.relative:
+        return own
+    others = {each.model for each in sheet.test if each.model.relative and each.weight is not None}
+    grids = [set(weights) for each in others if (weights := sheet.weights(each, condition))]
+    shared = set.intersection(*grids) if grids else set()
+    return tuple(weight for weight in own if weight in shared) or own
+
+
 def tuned(sheet: Sheet, model: Model, condition: Condition) -> float | None:
-    """The lambda with the best PSNR on validation patients, mean over the seeds that every lambda tried has.
+    """The lambda with the best PSNR on validation patients, of those `tried`, by the mean over seeds that all have.
 
     Where no seed has them all (a study under way), those with the most seeds are compared. The smallest wins a tie.
     """
-    tried = sheet.weights(model, condition)
+    weights = tried(sheet, model, condition)
     home = condition.home
-    found = {each: figures(sheet.validation.get(Trained(model, home, each), {}), "psnr_db") for each in tried}
+    found = {each: figures(sheet.validation.get(Trained(model, home, each), {}), "psnr_db") for each in weights}
     found = {each: values for each, values in found.items() if values}
-    if len(tried) < 2 or not found:
-        return tried[0] if tried else None
+    if len(weights) < 2 or not found:
+        return weights[0] if weights else None
     common = set.intersection(*(set(values) for values in found.values()))
     if not common:
         most = max(len(values) for values in found.values())
@@ -185,18 +197,33 @@ def _of_overrides(overrides: Sequence[str]) -> dict[str, Any]:
         found["auxiliaries"] = "masks only"
     if "enhance.output" in words:
         found["output"] = words["enhance.output"]
-    rate, warmup = words.get("training.learning_rate"), words.get("objective.warmup")
-    found["training"] = ", ".join(
-        words for words in (rate and f"learning rate {float(rate):g}", warmup and f"warm-up {float(warmup):g}") if words
-    )
+    found["settings"] = {name: float(words[key]) for key, name in _SETTINGS.items() if key in words}
     return found
 
 
-def searched(rows: Iterable[Row]) -> list[Row]:
-    """The rows of the table `tuning` by what they try, with those cells of `lambda` that have the usual settings."""
-    trained = [row for row in rows if row["setting"] not in STATES]
-    search = [row for row in trained if row.get("table") == "tuning"]
-    usual = [row for row in trained if row.get("table") == "lambda" and row.get("lambda") in (None, 1.0)]
-    seeds, methods = {row["seed"] for row in search}, {row["method"] for row in search}
-    usual = [row for row in usual if row["seed"] in seeds and row["method"] in methods]
-    return [{**row, "table": "tuning", "tuning": row.get("training", "")} for row in (*usual, *search)]
+_SETTINGS = {
+    "training.learning_rate": "learning rate",
+    "objective.warmup": "warm-up",
+    "rounds": "rounds",
+    "training.local_steps": "local steps",
+    "strategy.server_learning_rate": "server's rate",
+}
+"""What the tables that search settings vary, in the words of people."""
+
+
+def searched(rows: Iterable[Row], table: str) -> list[Row]:
+    """The rows of a table that searches settings, by what they try; beside those of `tuning` stand the cells of
+    `lambda`, which have the usual settings."""
+    trained = [row for row in rows if row["setting"] not in STATES and "settings" in row]
+    search = [row for row in trained if row.get("table") == table]
+    if table == "tuning":
+        seeds, methods = {row["seed"] for row in search}, {row["method"] for row in search}
+        usual = [row for row in trained if row.get("table") == "lambda" and row.get("lambda") in (None, 1.0)]
+        search = [*(row for row in usual if row["seed"] in seeds and row["method"] in methods), *search]
+    tried = {name: {row["settings"].get(name) for row in search} for name in _SETTINGS.values()}
+    varied = [name for name, values in tried.items() if len(values) > 1]
+    return [{**row, "table": table, "tuning": _words(row["settings"], varied)} for row in search]
+
+
+def _words(settings: Mapping[str, float], names: Sequence[str]) -> str:
+    return ", ".join(f"{name} {settings[name]:g}" for name in names if name in settings)

@@ -13,13 +13,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
-from server.study.rows import STATES, Condition, Model, Sheet, Trained, tuned
+from server.study.rows import STATES, Condition, Model, Sheet, Trained, tried, tuned
 from server.study.statistics import BySeed, Difference, mean, paired
 from server.study.wording import ORDER, SHOWN, condition_label, heading, label, weight_shown
 
 BY_LAMBDA = ("lambda", "gates")
 """Tables that show every lambda."""
-BY_METRIC = ("lambda", "ladder", "severity", "tuning")
+BY_METRIC = ("lambda", "ladder", "severity", "tuning", "federated-tuning")
 MERGED = {
     "federated": ("federated", "federated-pooled", "federated-local", "federated-iid"),
     "todnet": ("todnet", "todnet-nlm"),
@@ -40,6 +40,7 @@ _GROUPS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "tod-transfer": (("image quality", _REGION[:4]), ("four networks on enhanced images", _DOWNSTREAM),
                      ("four networks on clean images that were enhanced", _HARM)),
     "tuning": (("validation patients", ("psnr_db", "ssim")),),
+    "federated-tuning": (("validation patients", ("psnr_db", "ssim")),),
     "gates": (("", _IMAGE + _TRAINING),),
     "adam": (("", (*_IMAGE, "loss_enhance", *_TRAINING)),),
     "auxiliaries": (("", ("psnr_db", "ssim", "judge_dice", "judge_accuracy", "dice", "accuracy")),),
@@ -203,9 +204,9 @@ def values_in(sheet: Sheet, model: Model, column: Column) -> BySeed:
 def _note(sheet: Sheet, model: Model, columns: Sequence[Column]) -> str:
     notes = []
     for condition in dict.fromkeys(column.condition for column in columns):
-        tried, chosen = sheet.weights(model, condition), tuned(sheet, model, condition)
+        weights, chosen = tried(sheet, model, condition), tuned(sheet, model, condition)
         if chosen is not None:
-            among = f" of {', '.join(weight_shown(each) for each in tried if each is not None)}" * (len(tried) > 1)
+            among = f" of {', '.join(weight_shown(each) for each in weights if each is not None)}" * (len(weights) > 1)
             notes.append(f"lambda {weight_shown(chosen)}{among}")
     return "; ".join(dict.fromkeys(notes))
 

@@ -80,8 +80,8 @@ def test_page_says_what_is_there_what_is_missing_and_what_was_not_examined(
     assert "15 of 20 planned cells" in text
     assert "2 cells were run with earlier code" in text
     assert "objective=estr  seeds 0, 1" in text
-    assert "wardround-simulate experiment=enhancement budget=full study.only=[lambda] " in text
-    assert "study.roots.hippocampus=FOLDER" in text
+    assert "wardround-simulate experiment=enhancement budget=full study.only=[lambda] data.root=FOLDER\n" in text
+    assert "study.only=[rivals-mni]\n" in text
     assert "TOD-Net raises the Dice of all four downstream networks" in text
     assert text.count("not examined: cells not yet run") == 10
     assert not re.search(r"<(script|link|iframe)|(src|href)=\"(?!#|data:)", text)

@@ -86,22 +86,24 @@ def test_what_only_a_sheet_tells_goes_into_the_rows_of_its_cell() -> None:
 
 def test_the_search_over_training_stands_beside_the_usual_settings() -> None:
     rows = [
-        row("joint", 0, 20.0, weight=1.0, training="learning rate 0.002"),
-        row("joint", 0, 21.0, weight=3.0, training="learning rate 0.002"),
-        row("joint", 0, 22.0, weight=1.0, table="tuning", training="learning rate 0.004"),
-        row("joint", 0, 22.0, weight=1.0, table="gates", training="learning rate 0.004"),
-        row("joint", 1, 29.0, weight=1.0, training="learning rate 0.002"),  # a seed that was not searched with
+        row("joint", 0, 20.0, weight=1.0, settings={"learning rate": 0.002, "rounds": 8.0}),
+        row("joint", 0, 21.0, weight=3.0, settings={"learning rate": 0.002, "rounds": 8.0}),
+        row("joint", 0, 22.0, weight=1.0, table="tuning", settings={"learning rate": 0.004, "rounds": 8.0}),
+        row("joint", 0, 22.0, weight=1.0, table="gates", settings={"learning rate": 0.004, "rounds": 8.0}),
+        row(
+            "joint", 1, 29.0, weight=1.0, settings={"learning rate": 0.002, "rounds": 8.0}
+        ),  # a seed that was not searched with
     ]
-    found = {(each["tuning"], each["psnr_db"]) for each in searched(rows)}
+    found = {(each["tuning"], each["psnr_db"]) for each in searched(rows, "tuning")}
     assert found == {("learning rate 0.002", 20.0), ("learning rate 0.004", 22.0)}
 
 
 def test_the_best_settings_are_named_per_objective() -> None:
     rows = []
     for rate, joint, plain in ((0.001, 20.0, 22.0), (0.004, 21.0, 21.0)):
-        labels = {"table": "tuning", "training": f"learning rate {rate:g}"}
+        labels = {"table": "tuning", "settings": {"learning rate": rate, "warm-up": 0.25}}
         rows += both("joint", 0, 99.0, joint, weight=1.0, **labels) + both("plain", 0, 99.0, plain, **labels)
-    sheet = sheet_of(searched(rows), ["tuning"], split="validation")
+    sheet = sheet_of(searched(rows, "tuning"), ["tuning"], split="validation")
     assert _sentences("tuning", sheet) == (
         "joint: best with learning rate 0.004 (21.00 dB), of 2 tried.",
         "plain: best with learning rate 0.001 (22.00 dB), of 2 tried.",
@@ -113,3 +115,19 @@ def test_conditions_that_differ_in_the_noise_are_gathered() -> None:
     assert gathered(sheet_of(rows, ["lambda"]).conditions) == (
         "hippocampus, gaussian, sigma 0.1, 0.2", "mni → hippocampus, gaussian, sigma 0.2",
     )  # fmt: skip
+
+
+def test_lambda_is_searched_among_what_every_objective_was_run_with() -> None:
+    # frozen was only run at 1 so far: choosing gradprom's among two would be a longer search than frozen's
+    rows = both("frozen", 0, 20.0, 20.0, weight=1.0)
+    rows += both("gradprom", 0, 20.0, 20.0, weight=1.0) + both("gradprom", 0, 21.0, 21.0, weight=0.1)
+    rows += both("estr", 0, 20.0, 20.0, weight=0.001, relative=False)
+    sheet = sheet_of(rows, ["lambda"])
+    (condition,) = sheet.conditions
+    chosen = {each.method: tuned(sheet, each, condition) for each in sheet.models}
+    assert chosen == {"frozen": 1.0, "gradprom": 1.0, "estr": 0.001}
+    rows += both("frozen", 0, 19.0, 19.0, weight=0.1)
+    sheet = sheet_of(rows, ["lambda"])
+    assert {each.method: tuned(sheet, each, condition) for each in sheet.models} == {
+        "frozen": 1.0, "gradprom": 0.1, "estr": 0.001,
+    }  # fmt: skip
