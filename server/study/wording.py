@@ -132,7 +132,7 @@ def condition_label(condition: Condition, among: Sequence[Condition]) -> str:
     if varies("sigma") and condition.sigma is not None:
         words.append(f"sigma {condition.sigma:g}")
     if varies("data_consistency"):
-        words.append("with data consistency" if condition.data_consistency else "without")
+        words.append("with data consistency" if condition.data_consistency else "without data consistency")
     if varies("tuning"):
         words.append(condition.tuning)
     if varies("scanners"):

@@ -92,8 +92,13 @@ def _section(section: Section, stem: str, images: Path, out: Path) -> Iterator[s
             yield ""
         yield from _table(block, "objective")
     if section.claims:
+        holding = sum(bool(claim["holds"]) for claim in section.claims)
+        yield ""
+        yield f"<details><summary>{holding} of {len(section.claims)} claims hold</summary>"
         yield ""
         yield from claims_table(section.claims)
+        yield ""
+        yield "</details>"
     yield ""
     yield from _commands(section)
 
