@@ -76,6 +76,10 @@ def run_cell(cell: Cell, folder: Path, machine: MachineConfig, say: Say) -> Resu
         }
     models, rounds = _models(cell, data, folder, machine, say)
     rows = _mean_rows([_rows(cell, networks, data.together, judges, machine) for networks in models])
+    if cell.setting in ("federated", "local"):
+        names = [site.site for site in data.datas] if cell.setting == "local" else ["all"]
+        for name, networks in zip(names, models, strict=True):
+            rows += _site_rows(cell, name, networks, data, judges["judge"], machine)
     if config.cross is not None:
         rows += _mean_rows([_cross_rows(cell, networks, folder, machine) for networks in models])
     return Result(tuple(rows), tuple(rounds), time.perf_counter() - began)
@@ -154,6 +158,20 @@ def _rows(
             continue
         wanted = judges if split == "test" else {}
         rows += _judged(cell, networks, slices, wanted, cell.config.campaign, machine, split, cell.downstream)
+    return rows
+
+
+def _site_rows(
+    cell: Cell, site: str, networks: Networks, data: Cohort, judge: nn.Module, machine: MachineConfig
+) -> list[Row]:
+    """The model of `site` (or of "all") on each site's own test."""
+    rows: list[Row] = []
+    for there in data.datas:
+        judged = _judged(
+            cell, networks, there.test, {"judge": judge}, cell.config.campaign, machine, "test", downstream=False
+        )
+        of_model = [row for row in judged if row["setting"] == cell.setting]
+        rows += [{**row, "site": site, "test_site": there.site} for row in of_model]
     return rows
 
 

@@ -1,4 +1,4 @@
-"""One process at a time at one file of a run folder; the kernel frees the lock when the process dies, however that is."""
+"""One process at a time at one file of a run folder; the kernel frees the lock when the process dies in any way."""
 
 from __future__ import annotations
 

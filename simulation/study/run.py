@@ -62,8 +62,8 @@ def _announce(cells: Sequence[Cell], folder: Path, console: Console, *, fresh: b
     for kind in sorted({cell.missing for cell in cells if cell.missing}):
         number = sum(cell.missing == kind for cell in cells)
         console.print(
-            f"{number} cells need the {kind} data and are left out; give study.roots.{kind}=FOLDER, or data.root=FOLDER "
-            "with all data sets in it",
+            f"{number} cells need the {kind} data and are left out; give study.roots.{kind}=FOLDER, "
+            "or data.root=FOLDER with all data sets in it",
             markup=False,
         )
 

@@ -40,6 +40,7 @@ def claims_of(rows: Rows, cells: Sequence[Mapping[str, Any]] = ()) -> list[Claim
     claims += _marks(full)
     claims += _ascent(sheet_of(full, ["adam"]))
     claims += _federated(sheet_of(full, MERGED["federated"]))
+    claims += _others_tests(full)
     claims += _region(sheet_of(full, ["todnet"]))
     return claims
 
@@ -201,6 +202,29 @@ def _federated(sheet: Sheet) -> Iterator[Claim]:
                 words = f"{where}: {_named(metric)} of federated gradprom above the mean local model's"
                 yield _claim("federated", "federated", words, found, 0.0, metric=metric)
         yield from _promotion(sheet, condition, ours, where)
+
+
+def _others_tests(rows: Rows) -> Iterator[Claim]:
+    """Federated minus each site's own model, on the tests of the other sites; the pair where it is least."""
+    found: dict[tuple[str, str, str], dict[int, float]] = {}
+    for row in rows:
+        mine = row["method"] == "gradprom" and row.get("promotion", "none") == "none"
+        if mine and row.get("table") in ("federated", "federated-local") and row["test_site"] != "all":
+            for metric in IMAGE:
+                if metric in row:
+                    found.setdefault((metric, row["site"], row["test_site"]), {})[row["seed"]] = row[metric]
+    for metric, name in IMAGE.items():
+        gaps = {
+            (site, there): difference
+            for (kind, site, there), values in found.items()
+            if kind == metric and site not in ("all", there)
+            and (difference := paired(found.get((metric, "all", there), {}), values)) is not None
+        }  # fmt: skip
+        if gaps:
+            site, there = min(gaps, key=lambda pair: gaps[pair].mean)
+            words = f"{name} of federated gradprom above every local model's on the other sites' tests"
+            claim = _claim("federated", "federated", words, gaps[site, there], 0.0, metric=metric)
+            yield {**claim, "reason": f"least: {site}'s model on {there}'s tests; {claim['reason']}"}
 
 
 def _named(metric: str) -> str:

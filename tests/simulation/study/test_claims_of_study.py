@@ -164,3 +164,24 @@ def test_todnet_region_networks_and_harm() -> None:
 def test_nothing_is_claimed_without_rows_and_every_claim_is_of_a_known_promise() -> None:
     assert claims_of([]) == []
     assert {claim["promise"] for claim in claims_of(LAMBDA)} <= PROMISES.keys()
+
+
+def test_the_federation_is_held_against_every_local_model_away_from_home() -> None:
+    def site_rows(setting: str, site: str, there: str, psnr_db: float) -> list[dict[str, Any]]:
+        labels = {"setting": setting, "site": site, "test_site": there, "weight": 1.0}
+        rows = rows_of(
+            "gradprom", (psnr_db,), table="federated" if setting == "federated" else "federated-local", **labels
+        )
+        return [row for row in rows if row["split"] == "test"]
+
+    rows = [
+        *site_rows("federated", "all", "north", 25.0),
+        *site_rows("federated", "all", "hill", 26.0),
+        *site_rows("local", "north", "north", 29.0),  # at home a local model may win
+        *site_rows("local", "north", "hill", 25.8),
+        *site_rows("local", "hill", "north", 24.0),
+    ]
+    (claim,) = of(claims_of(rows), "federated")
+    assert claim["value"] == pytest.approx(0.2)
+    assert claim["holds"]
+    assert claim["reason"].startswith("least: north's model on hill's tests")
