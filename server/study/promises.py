@@ -1,6 +1,6 @@
 """What the enhancement study was set up to show, fixed before it ran: one entry per kind of claim.
 
-simulation/study/tables.py holds the claims against the rows; a page lists here the kinds for which no cell was run yet.
+simulation/study/claims.py holds the claims against the rows; a page lists here the kinds for which no cell was run yet.
 """
 
 from __future__ import annotations

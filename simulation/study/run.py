@@ -28,7 +28,7 @@ from shared.errors import ConfigError, DataError
 from simulation.study.cell import Result, run_cell
 from simulation.study.grid import Cell, planned, with_roots
 from simulation.study.locks import free
-from simulation.study.tables import claims_of
+from simulation.study.claims import claims_of
 
 ROOT = Path(__file__).parents[2]
 CODE = ("client", "shared", "simulation/study/cell.py", "simulation/study/judges.py", "simulation/hospitals")

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from server.study.promises import PROMISES
-from simulation.study.tables import claims_of
+from simulation.study.claims import claims_of
 
 
 def rows_of(method: str, psnr_db: tuple[float, ...], *, table: str, weight: float | None = None, **labels: Any) -> Any:
