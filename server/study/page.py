@@ -8,18 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.study.pictures import Picture, gate_picture, lambda_picture, severity_picture, stops_helping, svgs
-from server.study.promises import PROMISES
-from server.study.rows import Model, Row, Sheet, enriched, searched, sheet_of
+from server.study.promises import LARGE_LAMBDA, NOT_CONTRADICTED, PROMISES
+from server.study.rows import Model, Row, Sheet, enriched, searched, sheet_of, undecided
 from server.study.statistics import mean, paired
 from server.study.tables import MERGED, RIVALS, Block, Column, Line, Score, blocks_of, ordered, values_in
-from server.study.wording import SHOWN, arrow, figure, gathered, label, signed
+from server.study.wording import SHOWN, arrow, figure, gathered, label, method_shown, signed, whole_label
 from server.wording import duration_shown
 
 Report = Mapping[str, Any]
 _REAL = ("hippocampus", "pneumonia", "totalseg")
 SEARCHES = ("tuning", "federated-tuning")
 """Tables of settings, which are chosen on validation patients and shown on them."""
-LARGE = 1.0
 _HEADLINE = ("psnr_db", "ssim", "judge_dice", "judge_accuracy")
 
 
@@ -134,8 +133,20 @@ def _picture(name: str, sheet: Sheet, cells: Sequence[Mapping[str, Any]]) -> Pic
 
 def _sentences(name: str, sheet: Sheet) -> tuple[str, ...]:
     if name == "severity":
-        return tuple(stops_helping(sheet))
-    return tuple(_best_settings(sheet)) if name in SEARCHES else ()
+        return (*stops_helping(sheet), *_not_yet(sheet))
+    return tuple(_best_settings(sheet) if name in SEARCHES else _not_yet(sheet))
+
+
+def _not_yet(sheet: Sheet) -> Iterator[str]:
+    """Models whose figures cannot be shown at their best lambda, since that cannot be told yet."""
+    homes = dict.fromkeys(condition.home for condition in sheet.conditions)
+    for model in ordered(sheet.models):
+        where = [whole_label(home) for home in homes if undecided(sheet, model, home)]
+        if where:
+            yield (
+                f"{label(model, sheet.models)}: lambda not yet chosen ({'; '.join(where)}), since no seed was run with "
+                "all of its lambdas."
+            )
 
 
 def _best_settings(sheet: Sheet) -> Iterator[str]:
@@ -186,22 +197,23 @@ def headlines_of(rows: Sequence[Row]) -> Iterator[Headline]:
     differ in what they can lose."""
     tables = [str(row.get("table", "")) for row in rows]
     sheet = sheet_of(rows, ["lambda", *dict.fromkeys(name for name in tables if name.startswith(f"{RIVALS}-"))])
-    for title, weight in (("Each at its best lambda", None), (f"All at lambda {LARGE:g}", LARGE)):
-        block = _headline(sheet, weight)
+    for title, task_weight in (("Each at its best lambda", None), (f"All at lambda {LARGE_LAMBDA:g}", LARGE_LAMBDA)):
+        block = _headline(sheet, task_weight)
         if block is not None:
-            yield Headline(title, block, tally(block))
+            open_ones = _not_yet(sheet) if task_weight is None else ()
+            yield Headline(title, block, " ".join([tally(block), *open_ones]))
 
 
-def _headline(sheet: Sheet, weight: float | None) -> Block | None:
+def _headline(sheet: Sheet, task_weight: float | None) -> Block | None:
     models = ordered(sheet.models)
     ours = next((model for model in models if model.method == "gradprom"), None)
     if ours is None:
         return None
-    columns = [Column(each, weight, metric) for each in sheet.conditions for metric in _HEADLINE]
+    columns = [Column(each, task_weight, metric) for each in sheet.conditions for metric in _HEADLINE]
     lines = []
     for rival in (model for model in models if model.method != "gradprom"):
         scores = tuple(_difference(sheet, ours, rival, column) for column in columns)
-        lines.append(Line(f"minus {rival.method}", scores))
+        lines.append(Line(f"minus {method_shown(rival.method)}", scores))
     used = [place for place in range(len(columns)) if any(line.scores[place] for line in lines)]
     headings = [f"{columns[place].condition.data}: {SHOWN[columns[place].metric].heading}" for place in used]
     kept = tuple(Line(line.label, tuple(line.scores[place] for place in used)) for line in lines)
@@ -229,6 +241,31 @@ def tally(block: Block) -> str:
     rest = f"in {verdicts.count('open')} the interval holds 0: no difference could be shown"
     more = f"; {single} have one seed only" if single else ""
     return f"Of {len(verdicts)} comparisons with a rival GradProm is {settled}; {rest}{more}."
+
+
+def counted(claims: Sequence[Mapping[str, Any]]) -> str:
+    """`3 of 4 claims hold; 2 of 2 not contradicted`: what was only not contradicted does not hold by that."""
+    words = []
+    for verb, chosen in (("hold", False), ("not contradicted", True)):
+        found = [claim for claim in claims if (claim.get("promise") == NOT_CONTRADICTED) == chosen]
+        noun = "" if chosen else " claims"
+        if found:
+            words.append(f"{sum(bool(claim['holds']) for claim in found)} of {len(found)}{noun} {verb}")
+    return "; ".join(words) or "no claim could be examined"
+
+
+def verdict_shown(claim: Mapping[str, Any]) -> str:
+    if claim.get("promise") == NOT_CONTRADICTED:
+        return "not contradicted" if claim["holds"] else "contradicted"
+    return "holds" if claim["holds"] else "does not hold"
+
+
+def target_sign(claim: Mapping[str, Any]) -> str:
+    """Before a claim's target: what the value has to be."""
+    if "at_most" in claim:
+        return "≤ "
+    above = claim.get("promise") == "margin" or (claim["target"] == 0 and claim.get("promise") != NOT_CONTRADICTED)
+    return "> " if above else "≥ "
 
 
 def certain(claim: Mapping[str, Any]) -> bool:
@@ -263,7 +300,10 @@ def context(report: Report, config: Mapping[str, Any]) -> dict[str, Any]:
         "report": report,
         "study": study,
         "promises": PROMISES,
-        "held": sum(bool(claim["holds"]) for claim in report["claims"]),
+        "counted": counted,
+        "verdict_shown": verdict_shown,
+        "target_sign": target_sign,
+        "not_contradicted": NOT_CONTRADICTED,
         "config": json.dumps(config, indent=2, sort_keys=True),
         "pictures": {section.name: svgs(section.picture) for section in study.sections if section.picture},
         "duration": duration_shown,

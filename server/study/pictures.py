@@ -89,11 +89,11 @@ def lambda_picture(sheet: Sheet) -> Picture | None:
 
 def _over_lambda(sheet: Sheet, model: Model, plain: Trained, metric: str, base: BySeed) -> Curve | None:
     points = []
-    for weight in sheet.weights(model, plain.condition):
-        if weight is not None and weight > 0 and model.relative:
-            found = paired(sheet.values(Trained(model, plain.condition, weight), metric), base)
+    for task_weight in sheet.task_weights(model, plain.condition):
+        if task_weight is not None and task_weight > 0 and model.relative:
+            found = paired(sheet.values(Trained(model, plain.condition, task_weight), metric), base)
             if found is not None:
-                points.append((weight, found.mean, found.low, found.high))
+                points.append((task_weight, found.mean, found.low, found.high))
     if not points:
         return None
     xs, ys, lows, highs = zip(*points, strict=True)
@@ -107,10 +107,10 @@ def _level(sheet: Sheet, plain: Trained, metric: str, base: BySeed) -> Curve | N
     for each in sheet.test:
         if each.model.method == "estr" and each.condition == plain.condition:
             found = paired(sheet.values(each, metric), base)
-            weights = [other.weight for other in sheet.test if other.model.relative and other.weight]
-            if found is not None and weights:
-                ends = (min(weights), max(weights))
-                return Curve("estr (its own weight)", COLOURS["estr"], "", ends, (found.mean,) * 2, dashed=True)
+            task_weights = [other.task_weight for other in sheet.test if other.model.relative and other.task_weight]
+            if found is not None and task_weights:
+                ends = (min(task_weights), max(task_weights))
+                return Curve("estr (its own lambda)", COLOURS["estr"], "", ends, (found.mean,) * 2, dashed=True)
     return None
 
 
@@ -125,8 +125,8 @@ def severity_picture(sheet: Sheet) -> Picture | None:
         for curves, metric, of_gain in ((gains, "psnr_db", True), (scores, judge, False)):
             points = []
             for condition in conditions if metric else ():
-                weights = sheet.weights(model, condition)
-                values = sheet.values(Trained(model, condition, weights[-1]), metric or "") if weights else {}
+                task_weights = sheet.task_weights(model, condition)
+                values = sheet.values(Trained(model, condition, task_weights[-1]), metric or "") if task_weights else {}
                 base = sheet.of_state("degraded", condition, "psnr_db")
                 gain = paired(values, base)
                 if gain is not None:
@@ -158,9 +158,9 @@ def stops_helping(sheet: Sheet) -> list[str]:
     for model in ordered(sheet.models):
         helped, not_helped = list[float](), list[float]()
         for condition in conditions:
-            weights = sheet.weights(model, condition)
+            task_weights = sheet.task_weights(model, condition)
             for judge in _JUDGES:
-                values = sheet.values(Trained(model, condition, weights[-1]), judge) if weights else {}
+                values = sheet.values(Trained(model, condition, task_weights[-1]), judge) if task_weights else {}
                 gain = paired(values, sheet.of_state("degraded", condition, judge))
                 if gain is not None:
                     (helped if gain.mean > 0 else not_helped).append(condition.sigma or 0.0)
@@ -186,9 +186,9 @@ def gate_picture(sheet: Sheet, cells: Sequence[Mapping[str, Any]], table: str) -
     ):
         curves = []
         for number, model in enumerate(models):
-            trained = [each for each in sheet.test if each.model == model and each.weight is not None]
+            trained = [each for each in sheet.test if each.model == model and each.task_weight is not None]
             if trained:
-                first = min(trained, key=lambda each: each.weight or 0.0)
+                first = min(trained, key=lambda each: each.task_weight or 0.0)
                 rounds = [by_key[row["cell"]] for row in sheet.test[first].values() if row["cell"] in by_key]
                 xs, ys = _mean_records(rounds, key)
                 name, colour = label(model, models), _OTHER_COLOURS[number % len(_OTHER_COLOURS)]

@@ -7,6 +7,7 @@ lambda      objective.task_weight; None where recognition does not steer
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -16,6 +17,9 @@ from server.study.statistics import mean
 Row = Mapping[str, Any]
 STATES = ("degraded", "clean")
 """Settings of rows that no model made."""
+WGAN = ("mse-wgan", "sa-wgan", "vgg-wgan", "todnet", "todnet-gated")
+EQUAL = "equal"
+"""`scanners` of hospitals that all have the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,8 @@ class Model:
     enhancer: str = "unet"
     output: str = "linear"
     recogniser: str = "unet"
+    adversarial_weight: float | None = None
+    """Of the WGAN objectives; None also in rows of earlier code, which do not say it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,7 @@ class Condition:
     sigma: float | None = None
     data_consistency: bool = False
     scanners: str = "as they are"
+    """Or "equal": every hospital has the same."""
     tuning: str = ""
     """What of the training's settings is tried, in the table that searches them."""
 
@@ -56,11 +63,12 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """One column of figures, a value per seed."""
+    """The key that figures are kept under: which model, trained and judged on what, at which lambda. A Sheet has a row
+    per seed under each."""
 
     model: Model
     condition: Condition
-    weight: float | None = None
+    task_weight: float | None = None
     """lambda"""
 
 
@@ -82,10 +90,10 @@ class Sheet:
     def of_state(self, state: str, condition: Condition, metric: str) -> dict[int, float]:
         return figures(self.states.get((state, condition), {}), metric)
 
-    def weights(self, model: Model, condition: Condition) -> tuple[float | None, ...]:
+    def task_weights(self, model: Model, condition: Condition) -> tuple[float | None, ...]:
         """Every lambda that the model was trained with for this condition, smallest first."""
-        found = {each.weight for each in self.test if (each.model, each.condition) == (model, condition)}
-        return tuple(sorted(found, key=lambda weight: -1.0 if weight is None else weight))
+        found = {each.task_weight for each in self.test if (each.model, each.condition) == (model, condition)}
+        return tuple(sorted(found, key=lambda task_weight: -1.0 if task_weight is None else task_weight))
 
 
 def figures(rows: Mapping[int, Row], metric: str) -> dict[int, float]:
@@ -128,7 +136,8 @@ def condition_of(row: Row) -> Condition:
         row["degradation"],
         row.get("sigma"),
         bool(row.get("data_consistency", False)),
-        "all equal" if row.get("table", "").endswith("-iid") else "as they are",
+        # Kept cells of earlier code name no scanners: their table does.
+        row.get("scanners", EQUAL if row.get("table", "").endswith("-iid") else "as they are"),
         row.get("tuning", ""),
     )
 
@@ -136,39 +145,51 @@ def condition_of(row: Row) -> Condition:
 def tried(sheet: Sheet, model: Model, condition: Condition) -> tuple[float | None, ...]:
     """The lambdas that a choice is made among: those that every objective with a relative lambda was run with, so that
     none is searched for longer than the others; the model's own where there is no such lambda."""
-    own = sheet.weights(model, condition)
+    own = sheet.task_weights(model, condition)
     if not model.relative:
         return own
-    others = {each.model for each in sheet.test if each.model.relative and each.weight is not None}
-    grids = [set(weights) for each in others if (weights := sheet.weights(each, condition))]
+    others = {each.model for each in sheet.test if each.model.relative and each.task_weight is not None}
+    grids = [set(task_weights) for each in others if (task_weights := sheet.task_weights(each, condition))]
     shared = set.intersection(*grids) if grids else set()
-    return tuple(weight for weight in own if weight in shared) or own
+    return tuple(task_weight for task_weight in own if task_weight in shared) or own
 
 
 def tuned(sheet: Sheet, model: Model, condition: Condition) -> float | None:
-    """The lambda with the best PSNR on validation patients, of those `tried`, by the mean over seeds that all have.
+    """The lambda with the best PSNR on validation patients, of those `tried`, by the mean over the seeds that all of
+    them have; the smallest wins a tie.
 
-    Where no seed has them all (a study under way), those with the most seeds are compared. The smallest wins a tie.
+    None where lambda does not steer, and where no seed has them all (`undecided`): seeds differ by more than lambdas
+    do, so that lambdas on different seeds cannot be told apart.
     """
-    weights = tried(sheet, model, condition)
-    home = condition.home
-    found = {each: figures(sheet.validation.get(Trained(model, home, each), {}), "psnr_db") for each in weights}
-    found = {each: values for each, values in found.items() if values}
-    if len(weights) < 2 or not found:
-        return weights[0] if weights else None
+    task_weights = tried(sheet, model, condition)
+    if len(task_weights) < 2:
+        return task_weights[0] if task_weights else None
+    found = {
+        each: figures(sheet.validation.get(Trained(model, condition.home, each), {}), "psnr_db")
+        for each in task_weights
+    }
     common = set.intersection(*(set(values) for values in found.values()))
     if not common:
-        most = max(len(values) for values in found.values())
-        found = {each: values for each, values in found.items() if len(values) == most}
-        return max(found, key=lambda each: mean(found[each]))
+        return None
     return max(found, key=lambda each: mean({seed: found[each][seed] for seed in common}))
 
 
+def undecided(sheet: Sheet, model: Model, condition: Condition) -> bool:
+    """Whether the model has lambdas to choose among and none could be chosen yet."""
+    return len(tried(sheet, model, condition)) > 1 and tuned(sheet, model, condition) is None
+
+
 def enriched(rows: Iterable[Row], cells: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """Rows with what only their cell's sheet tells: how training went, and overrides that no row names."""
+    """Rows with what their cell's sheet tells: how training went; and settings that rows of earlier code leave out."""
     by_key = {cell["key"]: cell for cell in cells if "key" in cell}
-    extra = {key: {**_of_rounds(cell["rounds"]), **_of_overrides(cell["overrides"])} for key, cell in by_key.items()}
-    return [{**row, **extra.get(row.get("cell", ""), {})} if row["setting"] not in STATES else row for row in rows]
+    trained = {key: _of_rounds(cell["rounds"]) for key, cell in by_key.items()}
+    overrides = {key: _words_of(cell["overrides"]) for key, cell in by_key.items()}
+    full: list[Row] = []
+    for row in rows:
+        key = row.get("cell", "")
+        made = row["setting"] not in STATES
+        full.append({**row, **trained.get(key, {}), **_labels(row, overrides.get(key, {}))} if made else row)
+    return full
 
 
 def _of_rounds(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -188,27 +209,46 @@ def _of_rounds(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return found
 
 
-def _of_overrides(overrides: Sequence[str]) -> dict[str, Any]:
-    words = dict(word.split("=", 1) for line in overrides for word in line.split() if "=" in word)
-    found: dict[str, Any] = {}
-    if words.get("objective.mask_weight") in ("0", "0.0"):
-        found["auxiliaries"] = "diagnosis only"
-    if words.get("objective.diagnosis_weight") in ("0", "0.0"):
-        found["auxiliaries"] = "masks only"
-    if "enhance.output" in words:
-        found["output"] = words["enhance.output"]
-    found["settings"] = {name: float(words[key]) for key, name in _SETTINGS.items() if key in words}
-    return found
-
-
-_SETTINGS = {
-    "training.learning_rate": "learning rate",
-    "objective.warmup": "warm-up",
+_WRITTEN = {
+    "mask_weight": "objective.mask_weight",
+    "diagnosis_weight": "objective.diagnosis_weight",
+    "adversarial_weight": "objective.critic.adversarial_weight",
+    "learning_rate": "training.learning_rate",
+    "warmup": "objective.warmup",
     "rounds": "rounds",
-    "training.local_steps": "local steps",
-    "strategy.server_learning_rate": "server's rate",
+    "local_steps": "training.local_steps",
+    "server_learning_rate": "strategy.server_learning_rate",
+}
+"""Numbers that rows carry, and the overrides that set them."""
+_SETTINGS = {
+    "learning_rate": "learning rate",
+    "warmup": "warm-up",
+    "rounds": "rounds",
+    "local_steps": "local steps",
+    "server_learning_rate": "server's rate",
 }
 """What the tables that search settings vary, in the words of people."""
+
+
+def _words_of(overrides: Sequence[str]) -> dict[str, str]:
+    return dict(word.split("=", 1) for line in overrides for word in line.split() if "=" in word)
+
+
+def _labels(row: Row, overrides: Mapping[str, str]) -> dict[str, Any]:
+    """What tells models and settings apart, from the row. Kept cells of earlier code have rows without it: there what
+    was set by hand is read off the cell's overrides, and a default of that time stays unknown."""
+    numbers = {key: float(row.get(key, overrides.get(name, "nan"))) for key, name in _WRITTEN.items()}
+    known = {key: value for key, value in numbers.items() if math.isfinite(value)}
+    found: dict[str, Any] = {"settings": {name: known[key] for key, name in _SETTINGS.items() if key in known}}
+    if "output" not in row and "enhance.output" in overrides:
+        found["output"] = overrides["enhance.output"]
+    if "adversarial_weight" in known and (row["method"] in WGAN or "adversarial_weight" in row):
+        found["adversarial_weight"] = known["adversarial_weight"]
+    if known.get("mask_weight") == 0:
+        found["auxiliaries"] = "diagnosis only"
+    if known.get("diagnosis_weight") == 0:
+        found["auxiliaries"] = "masks only"
+    return found
 
 
 def searched(rows: Iterable[Row], table: str) -> list[Row]:

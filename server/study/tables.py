@@ -13,15 +13,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
-from server.study.rows import STATES, Condition, Model, Sheet, Trained, tried, tuned
+from server.study.rows import EQUAL, STATES, Condition, Model, Sheet, Trained, tried, tuned
 from server.study.statistics import BySeed, Difference, mean, paired
-from server.study.wording import ORDER, SHOWN, condition_label, heading, label, weight_shown
+from server.study.wording import ORDER, condition_label, heading, label, task_weight_shown
 
 BY_LAMBDA = ("lambda", "gates")
 """Tables that show every lambda."""
 BY_METRIC = ("lambda", "ladder", "severity", "tuning", "federated-tuning")
 MERGED = {
-    "federated": ("federated", "federated-pooled", "federated-local", "federated-iid"),
+    "federated": ("federated", "federated-pooled", "federated-local", "federated-iid", "federated-iid-pooled"),
     "todnet": ("todnet", "todnet-nlm"),
 }
 """Tables of the plan that answer one question together."""
@@ -87,7 +87,7 @@ class Block:
 @dataclass(frozen=True, slots=True)
 class Column:
     condition: Condition
-    weight: float | None
+    task_weight: float | None
     """A lambda that is asked about; None takes the chosen one."""
     metric: str
 
@@ -118,8 +118,8 @@ def _title(*words: str) -> str:
 
 def _place_label(place: Place, places: Sequence[Place]) -> str:
     words = condition_label(place[0], [condition for condition, _ in places])
-    weight = "" if place[1] is None else f"lambda {weight_shown(place[1])}"
-    return ", ".join(filter(None, (words, weight)))
+    task_weight = "" if place[1] is None else f"lambda {task_weight_shown(place[1])}"
+    return ", ".join(filter(None, (words, task_weight)))
 
 
 def _places(sheet: Sheet, name: str) -> Iterator[Place]:
@@ -127,15 +127,15 @@ def _places(sheet: Sheet, name: str) -> Iterator[Place]:
     first = {data: place for place, data in enumerate(dict.fromkeys(each.data for each in sheet.conditions))}
     for condition in sorted(
         sheet.conditions,
-        key=lambda c: (first[c.data], c.data != c.test_data, c.sigma or 0, c.scanners == "all equal", c.tuning),
+        key=lambda c: (first[c.data], c.data != c.test_data, c.sigma or 0, c.scanners == EQUAL, c.tuning),
     ):
         asked = {
-            each.weight
+            each.task_weight
             for each in sheet.test
-            if each.condition == condition and each.weight is not None and each.model.relative
+            if each.condition == condition and each.task_weight is not None and each.model.relative
         }
         if name in BY_LAMBDA and len(asked) > 1:
-            yield from ((condition, weight) for weight in sorted(asked))
+            yield from ((condition, task_weight) for task_weight in sorted(asked))
         else:
             yield condition, None
 
@@ -146,7 +146,7 @@ def _block(sheet: Sheet, name: str, title: str, columns: Sequence[Column], model
         reference = reference_of(model, models, name)
         scores = tuple(_score(sheet, model, reference, column) for column in columns)
         if any(scores):
-            asked = model.relative and any(column.weight is not None for column in columns)
+            asked = model.relative and any(column.task_weight is not None for column in columns)
             note = "" if asked else _note(sheet, model, columns)
             lines.append(Line(label(model, models), scores, ours=reference is None, note=note))
     used = [place for place in range(len(columns)) if any(line.scores[place] for line in lines if not line.state)]
@@ -161,9 +161,9 @@ def _only(line: Line, places: Sequence[int]) -> Line:
 
 
 def _headings(columns: Sequence[Column]) -> Iterator[str]:
-    places = list(dict.fromkeys((column.condition, column.weight) for column in columns))
+    places = list(dict.fromkeys((column.condition, column.task_weight) for column in columns))
     for column in columns:
-        place = (column.condition, column.weight)
+        place = (column.condition, column.task_weight)
         yield heading(column.metric) if len(places) == 1 else _place_label(place, places)
 
 
@@ -195,19 +195,21 @@ def _score(sheet: Sheet, model: Model, reference: Model | None, column: Column) 
 def values_in(sheet: Sheet, model: Model, column: Column) -> BySeed:
     """Test figures by seed at the column's lambda, or at the chosen one; models that lambda does not steer, or whose
     lambda is on another scale, stand in every column."""
-    weights = sheet.weights(model, column.condition)
-    if column.weight is not None and model.relative and any(each is not None for each in weights):
-        return sheet.values(Trained(model, column.condition, column.weight), column.metric)
+    task_weights = sheet.task_weights(model, column.condition)
+    if column.task_weight is not None and model.relative and any(each is not None for each in task_weights):
+        return sheet.values(Trained(model, column.condition, column.task_weight), column.metric)
     return sheet.values(Trained(model, column.condition, tuned(sheet, model, column.condition)), column.metric)
 
 
 def _note(sheet: Sheet, model: Model, columns: Sequence[Column]) -> str:
     notes = []
     for condition in dict.fromkeys(column.condition for column in columns):
-        weights, chosen = tried(sheet, model, condition), tuned(sheet, model, condition)
+        task_weights, chosen = tried(sheet, model, condition), tuned(sheet, model, condition)
         if chosen is not None:
-            among = f" of {', '.join(weight_shown(each) for each in weights if each is not None)}" * (len(weights) > 1)
-            notes.append(f"lambda {weight_shown(chosen)}{among}")
+            among = f" of {', '.join(task_weight_shown(each) for each in task_weights if each is not None)}" * (
+                len(task_weights) > 1
+            )
+            notes.append(f"lambda {task_weight_shown(chosen)}{among}")
     return "; ".join(dict.fromkeys(notes))
 
 
@@ -235,17 +237,19 @@ def reference_of(model: Model, models: Sequence[Model], name: str = "") -> Model
 
 
 _PAIRED_BY = ("setting", "recognition", "auxiliaries", "adam_states", "optimiser", "promotion", "enhancer", "output",
-              "recogniser")  # fmt: skip
+              "recogniser", "adversarial_weight")  # fmt: skip
 
 
 def _unlike(one: Model, other: Model) -> int:
     return sum(getattr(one, name) != getattr(other, name) for name in _PAIRED_BY)
 
 
-def _oddness(model: Model) -> tuple[int, int]:
+_ANY = ("adversarial_weight",)
+
+
+def _oddness(model: Model) -> tuple[int, int, bool]:
     plain = Model(model.method, setting="federated" if model.setting == "federated" else "pooled")
-    odd = sum(getattr(model, each.name) != getattr(plain, each.name) for each in fields(Model))
-    return (int(model.setting not in ("federated", "pooled")) + (model.setting == "pooled"), odd)
-
-
-assert all(metric in SHOWN for groups in _GROUPS.values() for _, metrics in groups for metric in metrics)
+    odd = sum(getattr(model, each.name) != getattr(plain, each.name) for each in fields(Model) if each.name not in _ANY)
+    place = int(model.setting not in ("federated", "pooled")) + (model.setting == "pooled")
+    # No adversarial weight is the plain one; one that is not known comes last.
+    return place, odd, model.adversarial_weight is None

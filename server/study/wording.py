@@ -9,6 +9,10 @@ from server.study.rows import Condition, Model
 from server.wording import METRICS, Shown, bytes_shown
 
 NETWORKS = {"unet": "U-Net", "vnet": "V-Net", "resunet": "Res-U-Net", "voxresnet": "VoxResNet"}
+UPHILL = (
+    "share of steps with <change of weights, g> ≥ 0, g the gradient of the main loss: uphill to first order, on the "
+    "step's own batch"
+)
 SHOWN: Mapping[str, Shown] = {
     **METRICS,
     "judge_accuracy": Shown("judge accuracy", "accuracy of an independent recogniser, trained on clean images only"),
@@ -22,7 +26,7 @@ SHOWN: Mapping[str, Shown] = {
     },
     "gate_open_rate": Shown("gate open", "share of steps (or blocks) in which recognition passed the gate"),
     "mean_cosine": Shown("cosine", "mean cosine of the two gradients", 3),
-    "ascent_rate": Shown("steps uphill", "share of steps whose change of weights goes up the main loss", 3, "", False),
+    "ascent_rate": Shown("steps uphill", UPHILL, 3, "", False),
     "added_share": Shown("added share", "length of what recognition added, over |g|", 3),
     "loss_enhance": Shown("main loss", "of the last training record", 5, "", False),
 }
@@ -72,8 +76,12 @@ def _true_minus(text: str) -> str:
     return text.replace("-", "−")
 
 
-def weight_shown(weight: float) -> str:
-    return f"{weight:g}"
+def task_weight_shown(task_weight: float) -> str:
+    return f"{task_weight:g}"
+
+
+def method_shown(method: str) -> str:
+    return {"nlm": "non-local means, learns nothing"}.get(method, method)
 
 
 def label(model: Model, among: Sequence[Model]) -> str:
@@ -85,7 +93,7 @@ def label(model: Model, among: Sequence[Model]) -> str:
         for each in fields(Model)
         if len({getattr(other, each.name) for other in (among if each.name == "optimiser" else same)}) > 1
     ]
-    words = [model.method, *filter(None, (_WORDS[name](model) for name in varied))]
+    words = [method_shown(model.method), *filter(None, (_WORDS[name](model) for name in varied))]
     return ", ".join(dict.fromkeys(words))
 
 
@@ -98,7 +106,7 @@ def _optimiser(model: Model) -> str:
 
 
 _WORDS: Mapping[str, Callable[[Model], str]] = {
-    "method": lambda model: model.method,
+    "method": lambda model: method_shown(model.method),
     "setting": lambda model: model.setting,
     "recognition": lambda model: model.recognition,
     "gate": lambda model: f"{model.gate} gate",
@@ -112,6 +120,11 @@ _WORDS: Mapping[str, Callable[[Model], str]] = {
     "promotion": lambda model: "" if model.setting != "federated" else f"promotion {model.promotion}",
     "enhancer": lambda model: model.enhancer,
     "output": lambda model: f"{model.output} output",
+    "adversarial_weight": lambda model: (
+        "adversarial weight not recorded"
+        if model.adversarial_weight is None
+        else f"adversarial weight {model.adversarial_weight:g}"
+    ),
     "recogniser": lambda model: f"through {NETWORKS.get(model.recogniser, model.recogniser)}",
 }  # fmt: skip
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from server.study.promises import LARGE_LAMBDA, MARGIN_DB
 from server.study.rows import Condition, Model, Sheet, Trained, enriched, sheet_of, tuned
 from server.study.statistics import BySeed, Difference, of_differences, paired
 from server.study.tables import MERGED, Column, ordered, values_in
-from server.study.wording import NETWORKS, signed, weight_shown, whole_label
+from server.study.wording import NETWORKS, SHOWN, label, signed, task_weight_shown, whole_label
 
 Rows = Sequence[Mapping[str, Any]]
 Claim = dict[str, Any]
@@ -21,7 +22,7 @@ RIVALS = ("plain", "joint", "frozen", "estr")
 IMAGE = {"psnr_db": "PSNR", "ssim": "SSIM", "judge_dice": "the judge's Dice", "judge_accuracy": "the judge's accuracy"}
 MARKS = {"psnr_db": 1.231, "ssim": 0.009}
 COMPOSITE_MARK_DB = 0.384
-SMALL_LAMBDA, LARGE_LAMBDA = 0.03, 1.0
+SMALL_LAMBDA = 0.03
 MAIN_LOSS_SHARE = 0.01
 POOLED_GAPS = {"psnr_db": -0.2, "dice": -0.01, "judge_dice": -0.01}
 TRAFFIC = 1.3
@@ -49,15 +50,15 @@ def _claim(promise: str, table: str, words: str, found: Difference, target: floa
     """A mean difference that has to reach `target`, or lie above it where the target is 0."""
     holds = found.mean > 0 if target == 0 else found.mean >= target
     claim: Claim = {"claim": words, "value": found.mean, "target": target, "holds": bool(holds)}
-    return {**claim, **_details(promise, table, found, metric)}
+    return {**claim, **_details(promise, table, found, _interval(found, metric), SHOWN[metric].unit)}
 
 
-def _details(promise: str, table: str, found: Difference, metric: str) -> Claim:
-    details: Claim = {"promise": promise, "table": table, "reason": _interval(found, metric)}
+def _details(promise: str, table: str, found: Difference, reason: str, unit: str = "") -> Claim:
+    details: Claim = {"promise": promise, "table": table, "reason": reason}
     details["per_seed"] = {str(seed): value for seed, value in found.by_seed.items()}
     if found.low is not None:
         details |= {"low": found.low, "high": found.high}
-    return details | ({"unit": "dB"} if metric.startswith("psnr_db") else {})
+    return details | ({"unit": unit} if unit else {})
 
 
 def _interval(found: Difference, metric: str) -> str:
@@ -76,9 +77,9 @@ def _one(sheet: Sheet, method: str, condition: Condition, **wanted: Any) -> Mode
 
 
 def _against(
-    sheet: Sheet, ours: Model, other: Model, condition: Condition, metric: str, weight: float | None = None
+    sheet: Sheet, ours: Model, other: Model, condition: Condition, metric: str, task_weight: float | None = None
 ) -> Difference | None:
-    column = Column(condition, weight, metric)
+    column = Column(condition, task_weight, metric)
     return paired(values_in(sheet, ours, column), values_in(sheet, other, column))
 
 
@@ -99,7 +100,11 @@ def _rivals(sheet: Sheet, table: str) -> Iterator[Claim]:
 
 def _weights(sheet: Sheet, condition: Condition, *models: Model) -> str:
     chosen = [(model.method, tuned(sheet, model, condition)) for model in models]
-    return ", ".join(f"{method} at lambda {weight_shown(weight)}" for method, weight in chosen if weight is not None)
+    return ", ".join(
+        f"{method} at lambda {task_weight_shown(task_weight)}"
+        for method, task_weight in chosen
+        if task_weight is not None
+    )
 
 
 def _marks(rows: Rows) -> Iterator[Claim]:
@@ -127,27 +132,39 @@ def _marks(rows: Rows) -> Iterator[Claim]:
 def _over_lambda(sheet: Sheet, table: str) -> Iterator[Claim]:
     for condition in sheet.conditions:
         ours = _one(sheet, "gradprom", condition)
-        for weight in sheet.weights(ours, condition) if ours else ():
+        for task_weight in sheet.task_weights(ours, condition) if ours else ():
             assert ours is not None
             for rival in ("joint", "frozen"):
                 other = _one(sheet, rival, condition)
-                found = _against(sheet, ours, other, condition, "psnr_db", weight) if other else None
-                if found is not None and weight is not None:
-                    where = f"{whole_label(condition)}, lambda {weight_shown(weight)}"
+                found = _against(sheet, ours, other, condition, "psnr_db", task_weight) if other else None
+                if found is not None and task_weight is not None:
+                    where = f"{whole_label(condition)}, lambda {task_weight_shown(task_weight)}"
                     yield _no_loss(found, where, rival, table)
-                    if weight >= LARGE_LAMBDA:
+                    if found.low is not None:
+                        yield _margin(found, found.low, where, rival, table)
+                    if task_weight >= LARGE_LAMBDA:
                         words = f"{where}: PSNR of gradprom above {rival}'s"
                         yield _claim("large", table, words, found, 0.0, metric="psnr_db")
         yield from _main_loss(sheet, condition, table)
 
 
 def _no_loss(found: Difference, where: str, rival: str, table: str) -> Claim:
-    """The interval reaches 0: weaker than a proof that there is no loss, the more so the wider the interval."""
+    """The interval reaches 0: a loss is not shown, which is easier to keep the wider the interval."""
     end = found.mean if found.high is None else found.high
-    words = f"{where}: no significant loss of PSNR against {rival} (upper end of the interval)"
+    words = f"{where}: that no PSNR is lost against {rival} is not contradicted (upper end of the interval)"
     claim: Claim = {"claim": words, "value": end, "target": 0.0, "holds": end >= 0}
-    details = _details("lambda", table, found, "psnr_db")
-    return {**claim, **details, "reason": f"mean {signed('psnr_db', found.mean)} dB; {details['reason']}"}
+    return {**claim, **_details("lambda", table, found, _with_mean(found), "dB")}
+
+
+def _margin(found: Difference, low: float, where: str, rival: str, table: str) -> Claim:
+    """Non-inferiority: a loss of the margin or more is ruled out. One seed has no interval and makes no such claim."""
+    words = f"{where}: PSNR of gradprom less than {MARGIN_DB:g} dB below {rival}'s (lower end of the interval)"
+    claim: Claim = {"claim": words, "value": low, "target": -MARGIN_DB, "holds": low > -MARGIN_DB}
+    return {**claim, **_details("margin", table, found, _with_mean(found), "dB")}
+
+
+def _with_mean(found: Difference) -> str:
+    return f"mean {signed('psnr_db', found.mean)} dB; {_interval(found, 'psnr_db')}"
 
 
 def _main_loss(sheet: Sheet, condition: Condition, table: str) -> Iterator[Claim]:
@@ -168,7 +185,7 @@ def _at_most(promise: str, table: str, words: str, by_seed: BySeed, target: floa
     claim: Claim = {"claim": words, "value": found.mean, "target": target, "holds": found.mean <= target}
     seeds = f"{len(by_seed)} seed{'s' * (len(by_seed) > 1)}"
     reason = f"{seeds}: {min(by_seed.values()):+.4f} to {max(by_seed.values()):+.4f}"
-    return {**claim, **_details(promise, table, found, "ssim"), "reason": reason, "at_most": True}
+    return {**claim, **_details(promise, table, found, reason), "at_most": True}
 
 
 def _ascent(sheet: Sheet) -> Iterator[Claim]:
@@ -176,7 +193,8 @@ def _ascent(sheet: Sheet) -> Iterator[Claim]:
         model = trained.model
         by_seed = sheet.values(trained, "ascent_most")
         if by_seed and model.optimiser == "sgd" and model.method == "gradprom":
-            words = f"SGD, {whole_label(trained.condition)}: share of steps uphill in gradprom's worst training record"
+            where = f"SGD, {whole_label(trained.condition)}"
+            words = f"{where}: share of steps uphill to first order in gradprom's worst training record"
             worst = {seed: value for seed, value in by_seed.items() if value == max(by_seed.values())}
             claim = _at_most("ascent", "adam", words, worst, 0.0)
             yield {**claim, "reason": f"the worst of {len(by_seed)} seed{'s' * (len(by_seed) > 1)}"}
@@ -251,22 +269,23 @@ def _region(sheet: Sheet) -> Iterator[Claim]:
         model, condition = trained.model, trained.condition
         if model.method not in ("todnet", "todnet-gated") or model.output != "linear":
             continue
+        name = label(model, sheet.models)
         gains = {metric: _gain(sheet, trained, metric) for metric in ("psnr_db_region", "psnr_db")}
         if gains["psnr_db_region"] and gains["psnr_db"]:
             found = paired(gains["psnr_db_region"].by_seed, gains["psnr_db"].by_seed)
             assert found is not None
-            words = f"{model.method}: PSNR gained inside the region above that over the whole image"
+            words = f"{name}: PSNR gained inside the region above that over the whole image"
             yield _claim("region", "todnet", words, found, 0.0, metric="psnr_db")
-        for kind, name in NETWORKS.items():
+        for kind, network in NETWORKS.items():
             gain = _gain(sheet, trained, f"dice_{kind}")
             if gain is not None:
-                words = f"{model.method}: Dice of {name} on enhanced images above that on degraded ones"
+                words = f"{name}: Dice of {network} on enhanced images above that on degraded ones"
                 yield _claim("downstream", "todnet", words, gain, 0.0, metric="dice")
-        for kind, name in NETWORKS.items():
+        for kind, network in NETWORKS.items():
             clean = sheet.of_state("clean", condition, f"dice_{kind}")
             harm = paired(sheet.values(trained, f"no_harm_dice_{kind}"), clean)
             if harm is not None:
-                words = f"{model.method}: Dice of {name} on clean images that were enhanced, within 0.005 of clean ones"
+                words = f"{name}: Dice of {network} on clean images that were enhanced, within 0.005 of clean ones"
                 yield _claim("no-harm", "todnet", words, harm, NO_HARM_DICE, metric="dice")
 
 

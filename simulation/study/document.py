@@ -7,9 +7,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from server.study.page import Section, Study, certain, difference_shown, study_of, verdict_of
+from server.study.page import (
+    Section,
+    Study,
+    certain,
+    counted,
+    difference_shown,
+    study_of,
+    target_sign,
+    verdict_of,
+    verdict_shown,
+)
 from server.study.pictures import Picture, png
-from server.study.promises import PROMISES
+from server.study.promises import NOT_CONTRADICTED, PROMISES
 from server.study.tables import Block, Line, Score
 from server.study.wording import figure
 from server.wording import duration_shown
@@ -44,7 +54,7 @@ def document(report: Mapping[str, Any], stem: str, images: Path, out: Path) -> I
             "where no difference could be shown. The judge is a recogniser that took no part in any training."
         )
     else:
-        yield "No comparison of GradProm with a rival was run yet."
+        yield "No comparison of GradProm with a rival can be made yet."
     for headline in study.headlines:
         yield ""
         yield f"**{headline.title}**"
@@ -62,7 +72,8 @@ def _promises(study: Study) -> Iterator[str]:
     yield "|---|---:|---:|---:|"
     for promise, found in study.claims.items():
         holding, settled = sum(bool(claim["holds"]) for claim in found), sum(map(certain, found))
-        yield f"| {PROMISES[promise]} | {len(found)} | {holding} | {settled} |"
+        words = " not contradicted" if promise == NOT_CONTRADICTED else ""
+        yield f"| {PROMISES[promise]} | {len(found)} | {holding}{words} | {settled} |"
     for words in study.unexamined:
         yield f"| {words} | – | not examined | cells not yet run |"
 
@@ -92,9 +103,8 @@ def _section(section: Section, stem: str, images: Path, out: Path) -> Iterator[s
             yield ""
         yield from _table(block, "objective")
     if section.claims:
-        holding = sum(bool(claim["holds"]) for claim in section.claims)
         yield ""
-        yield f"<details><summary>{holding} of {len(section.claims)} claims hold</summary>"
+        yield f"<details><summary>{counted(section.claims)}</summary>"
         yield ""
         yield from claims_table(section.claims)
         yield ""
@@ -139,13 +149,12 @@ def _score(score: Score, most: int, *, only_changes: bool) -> str:
 
 def claims_table(claims: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Claims with what the interval says beside them."""
-    yield "| claim | value | target | holds | |"
+    yield "| claim | value | target | verdict | |"
     yield "|---|---:|---:|---|---|"
     for claim in claims:
-        sign = "≤ " if "at_most" in claim else ""
-        verdict = "yes" if claim["holds"] else "**no**"
+        verdict = verdict_shown(claim) if claim["holds"] else f"**{verdict_shown(claim)}**"
         yield (
-            f"| {claim['claim']} | {claim['value']:+.3f} | {sign}{claim['target']:g} | {verdict} | "
+            f"| {claim['claim']} | {claim['value']:+.3f} | {target_sign(claim)}{claim['target']:g} | {verdict} | "
             f"{claim.get('reason', '')} |"
         )
 

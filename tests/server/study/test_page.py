@@ -83,7 +83,9 @@ def test_page_says_what_is_there_what_is_missing_and_what_was_not_examined(
     assert "wardround-simulate experiment=enhancement budget=full study.only=[lambda] data.root=FOLDER\n" in text
     assert "study.only=[rivals-mni]\n" in text
     assert "TOD-Net raises the Dice of all four downstream networks" in text
-    assert text.count("not examined: cells not yet run") == 10
+    assert text.count("not examined: cells not yet run") == 11
+    assert "Examined so far: 1 of 1 claims hold; 1 of 1 not contradicted." in text
+    assert 'pill good">not contradicted<' in text
     assert not re.search(r"<(script|link|iframe)|(src|href)=\"(?!#|data:)", text)
 
 
@@ -121,7 +123,7 @@ def test_a_study_that_lacks_its_cells_is_bad_data(record: dict[str, Any], tmp_pa
 def test_a_study_of_which_nothing_ran_has_its_page(record: dict[str, Any], tmp_path: Path) -> None:
     record |= {"rows": [], "claims": [], "seeds": []}
     record["study"]["cells"] = []
-    assert "No comparison of GradProm with a rival was run yet" in written(record, tmp_path)
+    assert "No comparison of GradProm with a rival can be made yet" in written(record, tmp_path)
 
 
 def test_headline_counts_what_the_interval_settles(record: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from server.study.page import _sentences
-from server.study.rows import Model, Trained, enriched, searched, sheet_of, tuned
+from server.study.rows import Model, Trained, condition_of, enriched, model_of, searched, sheet_of, tuned, undecided
 from server.study.wording import gathered
 
 from .conftest import both, row
@@ -21,10 +21,10 @@ def test_rows_are_found_by_model_condition_and_lambda(lambda_rows: list[dict[str
     sheet = sheet_of(lambda_rows, ["lambda"])
     (condition,) = sheet.conditions
     joint = model(lambda_rows, "joint")
-    assert sheet.weights(joint, condition) == (0.1, 1.0)
+    assert sheet.task_weights(joint, condition) == (0.1, 1.0)
     assert sheet.values(Trained(joint, condition, 1.0), "psnr_db") == {0: 19.5, 1: 22.52, 2: 25.48}
     assert sheet.of_state("degraded", condition, "psnr_db") == {0: 15.0, 1: 18.0, 2: 21.0}
-    assert sheet.weights(model(lambda_rows, "plain"), condition) == (None,)
+    assert sheet.task_weights(model(lambda_rows, "plain"), condition) == (None,)
 
 
 def test_lambda_is_chosen_on_validation_patients_whatever_the_test_says(lambda_rows: list[dict[str, Any]]) -> None:
@@ -44,6 +44,20 @@ def test_lambdas_are_compared_on_the_seeds_that_all_have() -> None:
     ]
     sheet = sheet_of(rows, ["lambda"])
     assert tuned(sheet, sheet.models[0], sheet.conditions[0]) == 0.1
+
+
+def test_without_a_common_seed_no_lambda_is_chosen_and_the_page_says_so() -> None:
+    # joint at 1 stands on a seed that is 9 dB easier; frozen has a seed with both of its lambdas
+    rows = both("joint", 0, 20.0, 20.0, weight=0.1) + both("joint", 1, 28.0, 28.0, weight=1.0)
+    rows += [each for weight in (0.1, 1.0) for each in both("frozen", 0, 21.0, 20.0 + weight, weight=weight)]
+    rows += both("frozen", 1, 29.0, 29.0, weight=0.1)
+    sheet = sheet_of(rows, ["lambda"])
+    (condition,) = sheet.conditions
+    chosen = {each.method: tuned(sheet, each, condition) for each in sheet.models}
+    assert chosen == {"joint": None, "frozen": 1.0}
+    assert {each.method: undecided(sheet, each, condition) for each in sheet.models} == {"joint": True, "frozen": False}
+    (sentence,) = _sentences("lambda", sheet)
+    assert sentence.startswith("joint: lambda not yet chosen (hippocampus, gaussian, sigma 0.2)")
 
 
 def test_another_data_set_is_tested_at_the_lambda_chosen_at_home() -> None:
@@ -82,6 +96,32 @@ def test_what_only_a_sheet_tells_goes_into_the_rows_of_its_cell() -> None:
     assert trained["ascent_most"] == 0.5
     assert trained["auxiliaries"] == "diagnosis only"
     assert "loss_enhance" not in degraded
+
+
+def test_a_row_says_its_settings_itself_and_the_overrides_are_for_cells_of_earlier_code() -> None:
+    new = {"learning_rate": 0.002, "warmup": 0.25, "rounds": 24, "local_steps": 50, "output": "tanh"}
+    weights = {"mask_weight": 1.0, "diagnosis_weight": 0, "adversarial_weight": 0.01}
+    rows = [
+        row("todnet", 0, 20.0, cell="new", scanners="equal", table="federated", **new, **weights),
+        row("todnet", 0, 20.0, cell="old", table="federated-iid"),
+        row("todnet", 0, 20.0, cell="bare", table="federated"),
+    ]
+    words = "training.learning_rate=4e-3 rounds=16 enhance.output=tanh objective.critic.adversarial_weight=1.0"
+    cells = [
+        {"key": "new", "rounds": [], "overrides": ["objective=todnet", words]},  # what the row says counts
+        {"key": "old", "rounds": [], "overrides": ["objective=todnet", words, "objective.diagnosis_weight=0"]},
+        {"key": "bare", "rounds": [], "overrides": ["objective=todnet"]},
+    ]
+    full = enriched(rows, cells)
+    assert [each["settings"] for each in full] == [
+        {"learning rate": 0.002, "warm-up": 0.25, "rounds": 24, "local steps": 50},
+        {"learning rate": 0.004, "rounds": 16},
+        {},
+    ]
+    assert [model_of(each).adversarial_weight for each in full] == [0.01, 1.0, None]
+    assert [model_of(each).output for each in full] == ["tanh", "tanh", "linear"]
+    assert [model_of(each).auxiliaries for each in full] == ["masks only", "masks only", "together"]
+    assert [condition_of(each).scanners for each in full] == ["equal", "equal", "as they are"]
 
 
 def test_the_search_over_training_stands_beside_the_usual_settings() -> None:

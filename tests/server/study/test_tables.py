@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from server.study.rows import Model, sheet_of
-from server.study.tables import Block, Score, blocks_of, reference_of
-from server.study.wording import label
+from server.study.tables import _GROUPS, Block, Score, blocks_of, ordered, reference_of
+from server.study.wording import SHOWN, label
 
 from .conftest import both, row
 
@@ -116,3 +116,39 @@ def test_own_recognisers_of_different_models_make_no_row_of_states(lambda_rows: 
     (block,) = blocks_of(sheet_of(rows, ["auxiliaries"]), "auxiliaries")
     assert score(block, "degraded images", "Dice ↑") is None
     assert score(block, "plain", "Dice ↑") is not None
+
+
+def test_every_metric_of_a_table_has_its_words() -> None:
+    assert {metric for groups in _GROUPS.values() for _, metrics in groups for metric in metrics} <= SHOWN.keys()
+
+
+def test_what_learns_nothing_says_so() -> None:
+    models = [Model("todnet", adversarial_weight=0.01), Model("nlm")]
+    assert [label(each, models) for each in models] == ["todnet", "non-local means, learns nothing"]
+
+
+def test_adversarial_weights_are_models_of_their_own_each_against_its_like() -> None:
+    ct = {"table": "todnet", "data": "totalseg", "test_data": "totalseg", "degradation": "low_dose"}
+    rows = [
+        row("todnet", 0, 27.0, **ct),  # a kept cell of earlier code
+        row("todnet", 0, 30.0, **ct, adversarial_weight=0.01),
+        row("todnet", 0, 28.0, **ct, adversarial_weight=1.0),
+        row("mse-wgan", 0, 29.0, **ct, adversarial_weight=1.0),
+    ]
+    models = ordered(sheet_of(rows, ["todnet"]).models)
+    assert [label(each, models) for each in models] == [
+        "todnet, adversarial weight 0.01",
+        "todnet, adversarial weight 1",
+        "todnet, adversarial weight not recorded",
+        "mse-wgan",
+    ]
+    assert reference_of(models[3], models, "todnet") == models[1]
+    assert reference_of(models[1], models, "todnet") == models[0]
+
+
+def test_a_model_whose_lambda_is_not_chosen_yet_has_no_figure_at_its_best() -> None:
+    labels = {"table": "rivals-mni"}
+    rows = both("gradprom", 0, 20.0, 20.0, weight=0.1, **labels) + both("gradprom", 1, 28.0, 28.0, weight=1.0, **labels)
+    rows += both("plain", 0, 20.0, 20.0, **labels)
+    (block,) = blocks_of(sheet_of(rows, ["rivals-mni"]), "rivals-mni")
+    assert [line.label for line in block.lines] == ["plain"]

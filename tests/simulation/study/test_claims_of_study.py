@@ -63,10 +63,31 @@ def test_no_loss_looks_at_the_upper_end_and_better_at_the_mean() -> None:
     assert not of(claims_of(small), "large")
 
 
+def test_a_loss_of_the_margin_is_ruled_out_by_the_lower_end_only() -> None:
+    found = {claim["claim"].split("below ")[1].split("'")[0]: claim for claim in of(claims_of(LAMBDA), "margin")}
+    low = stats.ttest_rel((20.0, 23.0, 26.1), (19.8, 22.9, 25.7)).confidence_interval(0.95).low
+    joint, frozen = found["joint"], found["frozen"]
+    assert (joint["value"], joint["target"], joint["unit"]) == (pytest.approx(low), -0.1, "dB")
+    assert (joint["holds"], frozen["holds"]) == (bool(low > -0.1), False)
+
+    def claimed(seeds: int, shift: float) -> tuple[bool, bool]:
+        """The claim that a loss is not contradicted, and that of the margin, over `seeds` that spread by 0.2 dB."""
+        ours = tuple(20.0 + shift + 0.1 * (-1) ** seed for seed in range(seeds))
+        rows = rows_of("gradprom", ours, table="lambda", weight=1.0)
+        rows += rows_of("joint", (20.0,) * seeds, table="lambda", weight=1.0)
+        claims = claims_of(rows)
+        return of(claims, "lambda")[0]["holds"], of(claims, "margin")[0]["holds"]
+
+    assert claimed(2, -0.05) == (True, False)  # few seeds: nothing contradicted, nothing shown
+    assert claimed(40, -0.05) == (False, True)  # many: a loss, and one below the margin
+    assert claimed(40, -0.2) == (False, False)
+
+
 def test_one_seed_says_so() -> None:
     claims = claims_of([row for row in LAMBDA if row["seed"] == 0])
     assert all("one seed, no interval" in claim["reason"] for claim in claims)
     assert all("low" not in claim for claim in claims)
+    assert not of(claims, "margin")  # no interval, no lower end
 
 
 def test_equal_is_not_above() -> None:
