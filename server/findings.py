@@ -21,7 +21,7 @@ from typing import Any
 from server.closing import closing_record
 from shared.errors import DataError
 
-SETTINGS = ("clean", "degraded", "local", "pooled", "federated", "personalised", "untrained")
+SETTINGS = ("clean", "degraded", "local", "pooled", "federated", "personalised")
 ROW_KEYS = ("method", "setting", "seed", "data", "degradation", "split", "site", "test_site", "n")
 _REQUIRED: Mapping[str, type | tuple[type, ...]] = {
     "experiment": str,

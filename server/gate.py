@@ -1,7 +1,11 @@
-"""A run's round records in, the charts of "Where the gate opened" out: per site, and the coordinator's own gate.
+"""A run's round records in, the charts of "Where the gate opened" out: of the sites, and of the coordinator's own gate.
 
-    training.<site>   gate_open_rate, mean_cosine, added_share (|what recognition added| / |g|), ascent_rate
-    promotion         open, cosine, added_share of the federated gate (server/strategies/promotion.py), if there is one
+    training.<site>   gate_open_rate, mean_cosine, added_share (|what recognition added| / |g|), ascent_rate:
+                      of gradients, means over the round's steps
+    promotion         open, cosine, added_share of the federated gate (server/strategies/promotion.py), if there is one:
+                      of movements of the weights, A and M, over the whole round
+
+The two do not measure the same and share no axis.
 
 A round without a value (the warm-up has no gate, a site that did not answer has no figures) is a gap in its line: a
 rate of 0 would say that the gate was there and shut.
@@ -17,11 +21,16 @@ from typing import Any
 from server import figures
 from server.findings import Run
 
-_CHARTS: tuple[tuple[str, str, str, figures.Axis], ...] = (
-    ("gate_open_rate", "open", "gate open, share of steps", figures.Axis(low=0, high=1)),
-    ("mean_cosine", "cosine", "cosine of the two gradients, mean", figures.Axis(guide=0)),
-    ("added_share", "added_share", "what recognition added, relative to the rest", figures.Axis(low=0)),
-    ("ascent_rate", "", "steps that went up the main loss, share", figures.Axis(low=0)),
+_SITES: tuple[tuple[str, str, figures.Axis], ...] = (
+    ("gate_open_rate", "gate open, share of steps", figures.Axis(low=0, high=1)),
+    ("mean_cosine", "cos(g, v), mean over steps", figures.Axis(guide=0)),
+    ("added_share", "|added| / |g|, mean over steps", figures.Axis(low=0)),
+    ("ascent_rate", "steps uphill to first order, share", figures.Axis(low=0)),
+)
+_COORDINATOR: tuple[tuple[str, str, figures.Axis], ...] = (
+    ("open", "coordinator's gate open, share", figures.Axis(low=0, high=1)),
+    ("cosine", "cos(A, M) of the round", figures.Axis(guide=0)),
+    ("added_share", "|A| / |M| of the round, before the gate", figures.Axis(low=0)),
 )
 
 
@@ -32,30 +41,43 @@ class GateChart:
 
 
 def gate_charts(run: Run, sites: Sequence[str]) -> list[GateChart]:
-    """One chart per quantity that was measured; none for a run in which nobody looked at the task's gradient."""
-    trained = [record for record in run.rounds if record.get("training")]
-    if not any(_measured(trained, site, "gate_open_rate") for site in sites) and not promoted(run):
+    """Of the sites: one chart per quantity that was measured; none for a run in which nobody looked at the task's
+    gradient."""
+    trained = _trained(run)
+    if not any(_measured(trained, site, "gate_open_rate") for site in sites):
         return []
-    rounds = [int(record["round"]) for record in trained]
     charts = []
-    for key, server_key, title, axis in _CHARTS:
+    for key, title, axis in _SITES:
         lines = [
             figures.Line(figures.site_colour(index), figures.site_marker(index), _values(trained, site, key))
             for index, site in enumerate(sites)
             if _measured(trained, site, key)
         ]
-        promotion = [_number(_promotion(record).get(server_key)) for record in trained]
-        if any(map(math.isfinite, promotion)):
-            lines.append(figures.Line(figures.INK, "X", promotion, dashed=True))
         if lines:
-            svg = figures.round_chart(rounds, lines, axis, label=f"{title}, {run.method}")
-            charts.append(GateChart(title, svg))
+            charts.append(_chart(run, trained, lines, title, axis))
     return charts
 
 
-def promoted(run: Run) -> bool:
-    """Whether the coordinator had a gate of its own."""
-    return any(_mapping(record.get("promotion")) for record in run.rounds)
+def promotion_charts(run: Run) -> list[GateChart]:
+    """Of the coordinator's own gate: what it made of the sites' mean movement; none where it had no gate."""
+    trained = _trained(run)
+    charts = []
+    for key, title, axis in _COORDINATOR:
+        values = [_number(_promotion(record).get(key)) for record in trained]
+        if any(map(math.isfinite, values)):
+            charts.append(_chart(run, trained, [figures.Line(figures.INK, "X", values)], title, axis))
+    return charts
+
+
+def _trained(run: Run) -> list[Mapping[str, Any]]:
+    return [record for record in run.rounds if record.get("training")]
+
+
+def _chart(
+    run: Run, trained: Sequence[Mapping[str, Any]], lines: Sequence[figures.Line], title: str, axis: figures.Axis
+) -> GateChart:
+    rounds = [int(record["round"]) for record in trained]
+    return GateChart(title, figures.round_chart(rounds, lines, axis, label=f"{title}, {run.method}"))
 
 
 def _promotion(record: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -14,10 +14,10 @@ from typing import Any
 from server import charts, figures
 from server.explanations import explained
 from server.findings import Findings
-from server.gate import gate_charts, promoted
+from server.gate import gate_charts, promotion_charts
 from server.study.page import certain
 from server.study.page import context as study_page
-from server.summary import elsewhere_rows, matrices, summary_rows
+from server.summary import at_home, elsewhere_rows, matrices, summary_rows
 from server.wording import METRICS, QUALITY, bytes_shown, duration_shown, shown
 
 _TILES = ("psnr_db", "dice", "accuracy", "ssim")
@@ -101,7 +101,8 @@ def lead(findings: Findings, sites: Sequence[str]) -> str:
     by_setting = {setting: metrics for (name, setting), metrics in summary if name == method}
     federated, degraded = by_setting.get("federated", {}), by_setting.get("degraded", {})
     rounds = max((len([r for r in run.rounds if r.get("training")]) for run in findings.runs), default=0)
-    images = max((r["n"] for r in findings.report["rows"] if r["test_site"] == "all" and "domain" not in r), default=0)
+    tested = [r for r in findings.report["rows"] if r["test_site"] == "all" and at_home(r) and "domain" not in r]
+    images = max((row["n"] for row in tested), default=0)
     who = _count(len(sites), "site")
     words = [
         f"{who[0].upper()}{who[1:]} trained an enhancer and a recogniser together"
@@ -179,7 +180,7 @@ def _parts(findings: Findings, sites: Sequence[str]) -> list[dict[str, Any]]:
                 "strips": charts.strips(pictures, sites, _masks(findings)) if pictures else [],
                 "explained": explained(pictures, sites, diagnoses, page_id=f"look{number}") if pictures else None,
                 "gate": gate_charts(run, sites),
-                "promoted": promoted(run),
+                "promotion": promotion_charts(run),
                 "spreads": charts.spreads(run, pictures, sites),
                 "curves": charts.curves(run, sites),
                 "histogram": charts.histogram(pictures, sites) if pictures else None,

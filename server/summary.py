@@ -9,12 +9,24 @@ from typing import Any
 from server.findings import SETTINGS
 from server.wording import METRICS
 
+Summary = list[tuple[tuple[str, str], dict[str, float]]]
+"""(method, setting) and the means over seeds."""
 
-def summary_rows(rows: Sequence[Mapping[str, Any]]) -> list[tuple[tuple[str, str], dict[str, float]]]:
-    """Rows with site and test_site "all", averaged over seeds, in the order of methods and SETTINGS."""
+
+def at_home(row: Mapping[str, Any]) -> bool:
+    """Whether the row was judged on the data set that was trained on, as every row is that names no `test_data`."""
+    return bool(row.get("test_data", row["data"]) == row["data"])
+
+
+def summary_rows(rows: Sequence[Mapping[str, Any]]) -> Summary:
+    """Rows at home with site and test_site "all", averaged over seeds, in the order of methods and SETTINGS."""
+    return _summary([row for row in rows if at_home(row) and row.get("domain", "new") == "new"])
+
+
+def _summary(rows: Sequence[Mapping[str, Any]]) -> Summary:
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
-        if row["site"] == row["test_site"] == "all" and row.get("domain", "new") == "new":
+        if row["site"] == row["test_site"] == "all":
             groups.setdefault((row["method"], row["setting"]), []).append(row)
     methods = list(dict.fromkeys(method for method, _ in groups))
     order = sorted(groups, key=lambda key: (methods.index(key[0]), SETTINGS.index(key[1])))
@@ -23,11 +35,11 @@ def summary_rows(rows: Sequence[Mapping[str, Any]]) -> list[tuple[tuple[str, str
 
 def elsewhere_rows(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, dict[str, float]]]:
     """Rows judged on another data set than was trained on: (test_data, method, setting, means over seeds)."""
-    other = [row for row in rows if row.get("domain") == "other"]
+    away = [row for row in rows if not at_home(row)]
     found = []
-    for data in dict.fromkeys(row["test_data"] for row in other):
-        there = [{**row, "domain": "new"} for row in other if row["test_data"] == data]
-        found += [(data, method, setting, metrics) for (method, setting), metrics in summary_rows(there)]
+    for data in dict.fromkeys(row["test_data"] for row in away):
+        there = [row for row in away if row["test_data"] == data]
+        found += [(data, method, setting, metrics) for (method, setting), metrics in _summary(there)]
     return found
 
 
@@ -62,7 +74,8 @@ class Matrix:
 
 
 def matrices(rows: Sequence[Mapping[str, Any]], sites: Sequence[str]) -> list[Matrix]:
-    """One matrix per method and metric, read off the rows per site."""
+    """One matrix per method and metric, read off the rows per site; rows judged elsewhere stand apart."""
+    rows = [row for row in rows if at_home(row)]
     found = []
     for method in dict.fromkeys(row["method"] for row in rows):
         for metric in QUALITY_IN_MATRIX:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from server.summary import at_home
 from shared.config import CompareConfig
 
 Rows = Sequence[Mapping[str, Any]]
@@ -52,7 +53,7 @@ def promises(config: CompareConfig, *, masks: bool) -> list[Promise]:
 
 def claims_of(rows: Rows, config: CompareConfig, *, masks: bool) -> list[dict[str, Any]]:
     """The claims of every method in `rows`; a promise on a metric that no test image defines is not made."""
-    rows = [row for row in rows if row.get("domain") != "other"]
+    rows = [row for row in rows if at_home(row)]
     methods = list(dict.fromkeys(row["method"] for row in rows))
     claims = []
     for method in methods:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from server.summary import at_home
 from server.wording import METRICS, duration_shown, shown
 from shared.errors import DataError, WardroundError
 from simulation.study.document import READING, document
@@ -44,7 +45,7 @@ def section(report: Mapping[str, Any]) -> Iterator[str]:
     yield f"`wardround-simulate experiment={report['experiment']}`, seeds {', '.join(map(str, report['seeds']))}, "
     yield f"{duration_shown(report['wall_s'])} in all; {versions}; config {report['config_digest'][:12]}."
     yield ""
-    rows = [row for row in report["rows"] if row["site"] == row["test_site"] == "all" and "domain" not in row]
+    rows = [row for row in report["rows"] if _over_all(row)]
     columns = [key for key in COLUMNS if any(key in row for row in rows)]
     yield "| method | setting | " + " | ".join(METRICS[key].heading for key in columns) + " |"
     yield "|---|---|" + "---:|" * len(columns)
@@ -59,6 +60,10 @@ def section(report: Mapping[str, Any]) -> Iterator[str]:
     for claim in report["claims"]:
         verdict = "yes" if claim["holds"] else f"**no**: {claim.get('reason', 'reason not known')}"
         yield f"| {claim['claim']} | {claim['value']:+.3f} | {claim['target']:+.3f} | {verdict} |"
+
+
+def _over_all(row: Mapping[str, Any]) -> bool:
+    return row["site"] == row["test_site"] == "all" and at_home(row) and "domain" not in row
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 from server import figures
 from server.findings import Run, read_findings
-from server.gate import _values, gate_charts, promoted
+from server.gate import _values, gate_charts, promotion_charts
 from server.report import write_report
 
 HEADING = "Where the gate opened"
@@ -41,9 +41,9 @@ def test_every_quantity_that_was_measured_has_its_chart_and_the_warm_up_is_named
     charts = gate_charts(run_of(WARM, OPEN, OPEN), ["a"])
     assert [chart.title for chart in charts] == [
         "gate open, share of steps",
-        "cosine of the two gradients, mean",
-        "what recognition added, relative to the rest",
-        "steps that went up the main loss, share",
+        "cos(g, v), mean over steps",
+        "|added| / |g|, mean over steps",
+        "steps uphill to first order, share",
     ]
     assert ["warm-up" in chart.svg for chart in charts] == [True, True, True, False]
 
@@ -58,28 +58,28 @@ def test_nobody_looked_at_the_task_gradient_nothing_to_show() -> None:
     assert gate_charts(Run("plain", 0, ()), ["a"]) == []
 
 
-def test_gate_of_the_coordinator_stands_beside_the_sites_gates() -> None:
+def test_gate_of_the_coordinator_has_charts_of_its_own() -> None:
     promotion = {"promotion": {"open": 1.0, "cosine": 0.2, "added_share": 0.03}}
     run = run_of(WARM, OPEN | promotion, OPEN | {"promotion": {"open": 0.0, "cosine": -0.2, "added_share": 0.02}})
-    assert promoted(run)
-    assert not promoted(run_of(WARM, OPEN))
-    with_it, without = gate_charts(run, ["a"]), gate_charts(run_of(WARM, OPEN, OPEN), ["a"])
-    dashed = [len(re.findall("stroke-dasharray", chart.svg)) for chart in with_it]
-    assert [count > 0 for count in dashed] == [True, True, True, False]
-    assert not any("stroke-dasharray" in chart.svg for chart in without)
+    assert gate_charts(run, ["a"]) == gate_charts(run_of(WARM, OPEN, OPEN), ["a"])
+    assert [chart.title for chart in promotion_charts(run)] == [
+        "coordinator's gate open, share",
+        "cos(A, M) of the round",
+        "|A| / |M| of the round, before the gate",
+    ]
+    assert promotion_charts(run_of(WARM, OPEN)) == []
 
 
 def test_gate_of_the_coordinator_that_nothing_came_to_is_a_gap() -> None:
     nothing = {"promotion": {"open": 0.0, "cosine": 0.0, "added_share": 0.0}}
-    gate = gate_charts(run_of(WARM | nothing, OPEN), ["a"])[0]
-    assert "warm-up" in gate.svg
-    assert "stroke-dasharray" not in gate.svg
+    something = {"promotion": {"open": 1.0, "cosine": 0.5, "added_share": 0.1}}
+    assert promotion_charts(run_of(WARM | nothing, OPEN)) == []
+    assert all("warm-up" in chart.svg for chart in promotion_charts(run_of(WARM | nothing, OPEN | something)))
 
 
 @pytest.mark.parametrize("odd", ["yes", None, [], {"open": "wide"}, {"open": None}])
 def test_promotion_of_another_form_is_no_figure(odd: Any) -> None:
-    charts = gate_charts(run_of(OPEN | {"promotion": odd}), ["a"])
-    assert not any("stroke-dasharray" in chart.svg for chart in charts)
+    assert promotion_charts(run_of(OPEN | {"promotion": odd})) == []
 
 
 def test_lines_are_told_apart_without_colour() -> None:
@@ -104,7 +104,10 @@ def test_page_tells_where_the_gate_opened_in_a_simulation_and_in_a_deployment(
     record = json.loads((simulated_run / "record.json").read_text())
     record["runs"][0]["rounds"] = [{**r, "promotion": {"open": 1, "cosine": 0.1}} for r in record["runs"][0]["rounds"]]
     (simulated_run / "record.json").write_text(json.dumps(record))
-    assert "coordinator's own gate" in write_report(simulated_run).read_text()
+    text = write_report(simulated_run).read_text()
+    assert "At the coordinator" in text
+    assert text.index("cos(g, v)") < text.index("M is the rest of that mean change") < text.index("cos(A, M)")
+    assert "&lt;change of weights, g&gt; ≥ 0, on the step's own batch" in text
     for each in record["runs"][0]["rounds"]:
         del each["promotion"]
         for site in each["training"].values():

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from server.summary import matrices, summary_rows
+from server.summary import at_home, elsewhere_rows, matrices, summary_rows
 
 
 def row(setting: str, site: str, test_site: str, **metrics: Any) -> dict[str, Any]:
-    return {"method": "plain", "seed": 0, "setting": setting, "site": site, "test_site": test_site, "n": 4, **metrics}
+    labels = {"method": "plain", "seed": 0, "data": "mni", "setting": setting, "site": site, "test_site": test_site}
+    return {**labels, "n": 4, **metrics}
 
 
 def test_summary_averages_over_seeds_and_reads_only_rows_over_all_sites() -> None:
@@ -46,3 +47,23 @@ def test_heat_runs_from_the_worst_trained_model_to_the_best() -> None:
     rows = [row(s, "all", "a", psnr_db=v) for s, v in (("degraded", 5.0), ("pooled", 20.0), ("federated", 30.0))]
     (matrix,) = matrices(rows, ["a"])
     assert [matrix.heat(value) for value in (5.0, 20.0, 25.0, 30.0, None)] == pytest.approx([0, 0, 0.5, 1, 0])
+
+
+def test_rows_judged_on_another_data_set_stand_apart() -> None:
+    here = [
+        row("federated", "all", "a", psnr_db=30.0),
+        row("federated", "all", "all", psnr_db=28.0, test_data="mni"),
+    ]
+    away = [
+        row("degraded", "all", "all", psnr_db=10.0, test_data="hippocampus"),
+        row("federated", "all", "all", psnr_db=12.0, test_data="hippocampus"),
+        row("federated", "all", "all", psnr_db=14.0, test_data="hippocampus", seed=1),
+    ]
+    assert [at_home(each) for each in (*here, *away)] == [True, True, False, False, False]
+    assert summary_rows([*here, *away]) == [(("plain", "federated"), {"psnr_db": 28.0})]
+    assert elsewhere_rows([*here, *away]) == [
+        ("hippocampus", "plain", "degraded", {"psnr_db": 10.0}),
+        ("hippocampus", "plain", "federated", {"psnr_db": 13.0}),
+    ]
+    (matrix,) = matrices([*here, *away], ["a"])
+    assert matrix.values == ((30.0, 28.0),), "a mean over two data sets is a figure of neither"

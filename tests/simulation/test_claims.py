@@ -27,7 +27,7 @@ def rows_of(
         for test_site, off in (("a", 0.5), ("b", -0.5), ("all", 0.0)):
             gap = off if setting == "federated" else 0.0
             labels = {"method": method, "seed": seed, "setting": setting, "site": "all", "test_site": test_site}
-            rows.append({**labels, "psnr_db": psnr_db + gap, task: score})
+            rows.append({**labels, "data": "mni", "psnr_db": psnr_db + gap, task: score})
     return rows
 
 
@@ -76,3 +76,9 @@ def test_each_method_has_its_own_claims() -> None:
     claims = claims_of(rows_of() + rows_of(method="plain"), CONFIG, masks=True)
     assert [claim["method"] for claim in claims] == ["gradprom"] * 5 + ["plain"] * 5
     assert claims[5]["claim"].startswith("plain: federated PSNR")
+
+
+def test_rows_judged_on_another_data_set_are_no_part_of_the_claims() -> None:
+    away = [row | {"psnr_db": 0.0, "test_data": "hippocampus"} for row in rows_of()]
+    here = [row | {"test_data": "mni"} for row in rows_of()]
+    assert claims_of([*here, *away], CONFIG, masks=True) == claims_of(rows_of(), CONFIG, masks=True)
