@@ -31,7 +31,7 @@ stays closed, and what it lets through is M with the answer but without what it 
 sites took (a test shows it on a parabola). Few local steps, or a small rate, keep the question honest; `cosine` beside
 `-added_share` in the round's record tells the answer from a conflict.
 
-Cost: the enhancer's weights once more, in 16 bits. An upload is 1 + E / 2 (E + R) of a model, for E weights of the
+Cost: the enhancer's weights once more, in 16 bits. An upload is 1 + E / (2 (E + R)) of a model, for E weights of the
 enhancer and R of the other networks: 1.25 where they are equal, above 1.3 only where E > 1.5 R; counted with the
 download, 1.25 at most. At the coordinator, one more sum over the enhancer's weights. Only weighted means enter, so that
 secure aggregation can carry both.
@@ -82,7 +82,12 @@ def promoted(total_mean: Arrays, added_mean: Arrays, kind: Kind) -> tuple[Arrays
     <A, M> = 0 `global` and `layer` let nothing pass, and where M is 0 no kind does.
     """
     each = {name: _products(total_mean[name], added) for name, added in added_mean.items()}
-    whole = Products(*(sum(getattr(part, field) for part in each.values()) for field in Products.__slots__))
+    parts = each.values()
+    whole = Products(
+        dot=sum(part.dot for part in parts),
+        added=sum(part.added for part in parts),
+        main=sum(part.main for part in parts),
+    )
     opened = {name: (part if kind == "layer" else whole).dot > 0 for name, part in each.items()}
     # 0 keeps nothing of A; projected keeps all of A and takes back the share of M that A went against.
     against = min(whole.dot, 0) / whole.main if kind == "projected" and whole.main > 0 else None
