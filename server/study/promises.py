@@ -1,4 +1,4 @@
-"""What the enhancement study was set up to show, fixed before it ran: one entry per kind of claim.
+"""What the enhancement study was set up to show, fixed before it ran (but for MARGIN_DB): one entry per kind of claim.
 
 simulation/study/claims.py holds the claims against the rows; a page lists here the kinds for which no cell was run yet.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,9 @@ def _promises(study: Study) -> Iterator[str]:
     for promise, found in study.claims.items():
         holding, settled = sum(bool(claim["holds"]) for claim in found), sum(map(certain, found))
         words = " not contradicted" if promise == NOT_CONTRADICTED else ""
-        yield f"| {PROMISES[promise]} | {len(found)} | {holding}{words} | {settled} |"
+        yield f"| {escape(PROMISES[promise], quote=False)} | {len(found)} | {holding}{words} | {settled} |"
     for words in study.unexamined:
-        yield f"| {words} | – | not examined | cells not yet run |"
+        yield f"| {escape(words, quote=False)} | – | not examined | cells not yet run |"
 
 
 def _section(section: Section, stem: str, images: Path, out: Path) -> Iterator[str]:

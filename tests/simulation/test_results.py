@@ -65,6 +65,7 @@ def test_a_study_has_its_page_and_pictures_from_report_json_alone(tmp_path: Path
     assert main(["--out", str(out), str(tmp_path)]) == 0
     text = out.read_text()
     assert "| minus plain | +0.20 ▲" in text
+    assert "&lt;change of weights, g&gt;" in text, "Markdown would take it for a tag"
     assert "objective=joint  seed 0" in text
     assert "wardround-simulate experiment=demo budget=full study.only=[lambda]" in text
     assert "| `objective=plain` | seed 0 (1 min 01 s) |" in text
