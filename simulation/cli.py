@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from shared.errors import WardroundError
+from shared.errors import ConfigError, WardroundError
 
 # Read when torch loads its thread pool: threads that wait for one another sleep instead of spinning. Where another
 # program wants a core too, a step with two threads is several times faster for it.
@@ -86,11 +86,27 @@ def _run(overrides: Sequence[str]) -> None:
     from shared.config import SimulationConfig, load
 
     config = load("simulation", overrides, SimulationConfig)
+    if config.study is not None:
+        _refuse_what_cells_decide(overrides)
     console = Console(highlight=False)
     from simulation.campaigns import simulate
 
     report = simulate(config, console)
     console.print(f"Report: {_shown(report)}  and report.json beside it")
+
+
+_OF_A_STUDY = ("experiment", "study.", "budget", "machine.", "data.root", "run_dir", "fresh", "name")
+
+
+def _refuse_what_cells_decide(overrides: Sequence[str]) -> None:
+    """A grid's cells bring their own campaign: an override that no cell would read is refused, not ignored."""
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0]
+        if not key.startswith(_OF_A_STUDY):
+            raise ConfigError(
+                f"{key} is decided by each cell of the grid; a grid takes study.*, budget, machine.*, data.root, "
+                "run_dir and fresh. To change what cells have in common: study.common=[...]"
+            )
 
 
 def _shown(path: Path) -> str:

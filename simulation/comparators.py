@@ -102,7 +102,7 @@ def side_by_side(work: Sequence[Callable[[OnStep], Result]], lanes: int, on_step
 def train_local(campaign: CampaignConfig, data: SiteData, machine: MachineConfig, on_step: OnStep) -> Model:
     """One site on its own: the batches that it draws in the federation, without the others' weights."""
     steps = campaign.training.local_steps
-    trained = _trained(_alone(campaign), data.train, machine, name=data.site, steps=steps, on_step=on_step)
+    trained = _trained(alone(campaign), data.train, machine, name=data.site, steps=steps, on_step=on_step)
     return Model("local", data.site, *trained)
 
 
@@ -113,14 +113,14 @@ def train_pooled(
     training = campaign.training
     steps = training.local_steps * (sites if batch == "site" else 1)
     size = training.batch_size * (1 if batch == "site" else sites)
-    apart = replace(_alone(campaign), training=replace(training, batch_size=size))
+    apart = replace(alone(campaign), training=replace(training, batch_size=size))
     return Model("pooled", "all", *_trained(apart, data.train, machine, name="pooled", steps=steps, on_step=on_step))
 
 
 def train_judge(campaign: CampaignConfig, data: SiteData, machine: MachineConfig, on_step: OnStep) -> Model:
     """A recogniser that never saw an enhanced image: other first weights, all sites' clean images, warm-up only."""
     apart = replace(
-        _alone(campaign),
+        alone(campaign),
         seed=derived_seed(campaign.seed, "judge"),
         objective=replace(campaign.objective, kind="plain", warmup=_ALMOST_ALL),
     )
@@ -132,7 +132,7 @@ _ALMOST_ALL = 1 - 1e-9
 """Of the steps are warm-up, which is training on clean images."""
 
 
-def _alone(campaign: CampaignConfig) -> CampaignConfig:
+def alone(campaign: CampaignConfig) -> CampaignConfig:
     """Without a federation there is nothing to pull back to: no FedProx term."""
     return replace(campaign, strategy=StrategyConfig(kind="fedavg"))
 

@@ -129,7 +129,7 @@ def _elsewhere_rows(
     campaign = there.campaign
     slices = merge([open_site(store, site, campaign) for site, store in stores.items()]).test
     labels = {**labels_of(to_dict(campaign)), "data": learned, "test_data": campaign.data.kind}
-    labels |= {"domain": "other", "test_site": "all"}
+    labels |= {"test_site": "all"}
     rows: list[Row] = []
     local: list[dict[str, float]] = []
     for model in models:

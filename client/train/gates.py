@@ -16,7 +16,8 @@ All hold for the gradients of the batch that the step is taken on, for any lambd
 |d| <= (1 + kappa) |g|: with it d goes to 0 where g does, so that a stationary point of the main loss is one of the
 step.
 
-Equal is closed: at <g, v> = 0 nothing passes, and so nothing passes of a v that is not finite.
+Equal is closed: at <g, v> = 0 nothing passes (but for projected, where nothing of v is then against g), and nothing
+passes of a v that is not finite.
 
 Du, Czarnecki et al. https://arxiv.org/abs/1812.02224. Yu et al. (PCGrad) https://arxiv.org/abs/2001.06782.
 """

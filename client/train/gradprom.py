@@ -11,8 +11,8 @@ https://arxiv.org/abs/1812.02224 (unweighted variant). ESTR: Liu et al. https://
     lambda       objective.task_weight; with objective.relative it is task_weight |g| / |v|
 
 Both losses reach theta only through the enhanced image, so one enhancer forward, one recogniser backward and two
-vector-Jacobian products give both gradients exactly; BatchNorm statistics and dropout masks are drawn once. The gate
-stays on the device.
+vector-Jacobian products give both gradients exactly (one more of each for every further task with a gate of its own);
+BatchNorm statistics and dropout masks are drawn once. The gate stays on the device.
 
     objective                steers the enhancer    trains the recogniser
     plain, *-wgan            g                      on the enhanced image, cut off from the enhancer; *-wgan: no
@@ -106,7 +106,7 @@ class Direction:
     d_D: Tensor
     added_D: Tensor
     gate_open: Tensor
-    """Share of gates that are open: 0 or 1 where there is one."""
+    """Share of gates that are open: 0 or 1 where there is one. `projected` lets a part through when it is 0 too."""
     cosine: Tensor
     """Mean over the auxiliary tasks."""
 
@@ -123,7 +123,8 @@ class StepRecord:
     added: Tensor | None
     """|what recognition added| / |g|."""
     ascended: Tensor
-    """1.0 where the change of the weights that was applied goes up the main loss: <change, g> >= 0 with g not 0."""
+    """1.0 where the change of the weights that was applied leads uphill to first order: <change, g> >= 0, g not 0, for
+    the g of this batch (FedProx's pull included)."""
 
 
 def gradients(
@@ -131,30 +132,13 @@ def gradients(
 ) -> Gradients:
     """Both gradients on the enhancer and the recogniser's own, from a single pass through each network."""
     objective = campaign.objective
-    theta, phi = trained(networks.enhancer), trained(networks.recogniser)
+    theta = trained(networks.enhancer)
     enhanced_BCHW = enhanced_image(networks.enhancer, part)
     image_BCHW = enhanced_BCHW.detach().float().requires_grad_(True)  # cut here; both losses end at this image
     enhance_loss = share.images * (main_loss or fidelity(campaign))(image_BCHW, part.clean_BCHW)
     (towards_clean_BCHW,) = torch.autograd.grad(enhance_loss, image_BCHW)
 
-    steers, learns = objective.steers, objective.learns
-    towards_tasks: list[Tensor] = []
-    recogniser_D, recognise_loss = None, torch.zeros_like(enhance_loss)
-    if steers or learns:
-        recognition = networks.recogniser(image_BCHW if steers else image_BCHW.detach())
-        losses = recognition_losses(recognition, part, objective, share.labelled, networks.recogniser, share.images)
-        recognise_loss = torch.stack(losses).sum()
-        separate = objective.auxiliaries == "separate" and steers and len(losses) > 1
-        if separate:
-            towards_tasks = [torch.autograd.grad(loss, image_BCHW, retain_graph=True)[0] for loss in losses]
-        elif steers and not learns:
-            towards_tasks = list(torch.autograd.grad(recognise_loss, [image_BCHW]))
-        if learns:
-            wanted = phi if separate or not steers else [image_BCHW, *phi]
-            found = list(torch.autograd.grad(recognise_loss, wanted))
-            if len(wanted) > len(phi):
-                towards_tasks = [found.pop(0)]
-            recogniser_D = flat(found)
+    towards_tasks, recogniser_D, recognise_loss = recognition_gradients(networks, image_BCHW, part, share, objective)
 
     g_D = vector_jacobian_D(towards_clean_BCHW, enhanced_BCHW, theta, keep_graph=bool(towards_tasks))
     v_TD = tuple(
@@ -165,6 +149,27 @@ def gradients(
     if v_TD and objective.gated and objective.gate == "confident":
         cosines_TM = torch.stack([gates.cosine(g_D, v_D) for v_D in v_TD])[:, None]
     return Gradients(g_D, v_TD, recogniser_D, enhance_loss.detach(), recognise_loss.detach(), cosines_TM)
+
+
+def recognition_gradients(
+    networks: Networks, image_BCHW: Tensor, part: Batch, share: Share, objective: ObjectiveConfig
+) -> tuple[list[Tensor], Tensor | None, Tensor]:
+    """What recognition asks of the enhanced image (a gradient like it, per task that has a gate of its own; none where
+    it does not steer), the recogniser's own gradient (None where it does not learn), and the loss."""
+    steers, learns = objective.steers, objective.learns
+    phi = trained(networks.recogniser)
+    if not (steers or learns):
+        return [], None, torch.zeros((), device=image_BCHW.device)
+    recognition = networks.recogniser(image_BCHW if steers else image_BCHW.detach())
+    losses = recognition_losses(recognition, part, objective, share.labelled, networks.recogniser, share.images)
+    loss = torch.stack(losses).sum()
+    if not steers:
+        return [], flat(torch.autograd.grad(loss, phi)), loss
+    if objective.auxiliaries == "separate":
+        towards = [torch.autograd.grad(each, image_BCHW, retain_graph=True)[0] for each in losses]
+        return towards, flat(torch.autograd.grad(loss, phi)) if learns else None, loss
+    towards_all, *found = torch.autograd.grad(loss, [image_BCHW, *phi] if learns else [image_BCHW])
+    return [towards_all], flat(found) if learns else None, loss
 
 
 def fidelity(campaign: CampaignConfig) -> MainLoss:
@@ -218,7 +223,7 @@ def update(
 ) -> StepRecord:
     """Gate, clip and move both networks by one optimiser step.
 
-    With `check`, raises DataError before anything moves if a loss or gradient is not finite. The check waits for the
+    With `check`, raises DataError before they move if a loss or gradient is not finite. The check waits for the
     device, so on a GPU the caller checks now and then, and always before weights leave.
     """
     theta, phi = trained(networks.enhancer), trained(networks.recogniser)

@@ -5,7 +5,8 @@ the last bit on the same machine with the same number of threads. A federated si
 optimisers; comparators that train without a federation hand their `TrainingState` on.
 
 Out of memory on a GPU: the step is repeated in micro batches of half the size, whose gradients add up to those of the
-whole batch, and the smaller size is kept. The gate sees the whole batch either way.
+whole batch, and the smaller size is kept. The gate sees the whole batch either way; only gate=confident, which compares
+parts of a batch, then has more and smaller parts to compare.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ def train_round(
     """Train `networks` in place for `steps` steps of 1-based `round`.
 
     The record holds loss_enhance, loss_recognise (means over steps), learning_rate (last), samples, seconds;
-    ascent_rate, the share of steps whose applied change of weights goes up the main loss; where the task gradient was
-    looked at gate_open_rate, mean_cosine and added_share (|what recognition added| / |g|); and with a critic
+    ascent_rate, the share of steps whose applied change of weights leads uphill to first order; where the task gradient
+    was looked at gate_open_rate, mean_cosine and added_share (|what recognition added| / |g|); and with a critic
     wasserstein, its mean estimate of the distance between clean and enhanced images. `on_step(done, steps)` is called
     after each step.
     Raises DataError if a loss or gradient is not finite (no weights must leave then), ConfigError if not even one

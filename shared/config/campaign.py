@@ -193,7 +193,8 @@ class CriticConfig:
     channels: int = 32
     learning_rate: float = 5e-4
     """Of the critic's RMSprop."""
-    adversarial_weight: float = 1.0
+    adversarial_weight: float = 0.01
+    """Published: 1, which on [0, 1] images outweighs the fidelity's gradient hundreds of times."""
     fidelity_weight: float = 0.5
     """Of the enhancement loss beside the adversarial term; 0.5 in the released code."""
 
@@ -267,6 +268,15 @@ class ObjectiveConfig:
         require(self.norm_cap is None or self.norm_cap > 0, "objective.norm_cap must be above 0", self.norm_cap)
         require(0.5 <= self.confidence < 1, "objective.confidence must lie in [0.5, 1)", self.confidence)
         require(self.micro_batches >= 2, "objective.micro_batches must be 2 or more", self.micro_batches)
+        if not self.gated and self.gate != "global":
+            raise ConfigError(
+                f"gate={self.gate} belongs to the gated objectives (gradprom, todnet-gated), got objective={self.kind}"
+            )
+        if not self.steers and self.auxiliaries != "together":
+            raise ConfigError(
+                f"objective.auxiliaries={self.auxiliaries} gives each task a gate, and objective={self.kind} has no "
+                "task that steers; leave it at together"
+            )
         if self.kind == "vgg-wgan" and self.vgg_weights is None:
             raise ConfigError("objective=vgg-wgan needs objective.vgg_weights=FILE; without it choose mse-wgan")
 
@@ -387,10 +397,15 @@ class CampaignConfig:
             )
         if self.objective.gate == "confident" and self.objective.gated:
             parts = self.objective.micro_batches
-            if self.training.batch_size < parts:
+            if self.training.batch_size % parts:
                 raise ConfigError(
-                    f"objective.gate=confident looks at {parts} parts of each batch; training.batch_size must be "
-                    f"{parts} or more, got {self.training.batch_size}"
+                    f"objective.gate=confident compares {parts} equal parts of each batch; training.batch_size must be "
+                    f"a multiple of objective.micro_batches={parts}, got {self.training.batch_size}"
+                )
+            if self.strategy.kind == "fedprox":
+                raise ConfigError(
+                    "objective.gate=confident compares gradients of parts of a batch, where FedProx's pull has no "
+                    "part; choose another gate or strategy"
                 )
         if self.degrade.kind == "low_dose" and "CT" not in self.data.ingest.modalities:
             raise ConfigError("degrade=low_dose simulates CT photons; choose a data kind whose modality is CT")

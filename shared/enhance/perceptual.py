@@ -50,14 +50,18 @@ def layer_shapes() -> dict[int, tuple[int, int]]:
 
 
 def load_vgg19(file: str) -> VGG19:
-    """Read the convolutions from a .safetensors or .pth file; what else it holds (the classifier) is left.
+    """Read the convolutions from a .safetensors file; what else it holds (the classifier) is left. A .pth file is a
+    pickle, and none is opened: `safetensors.torch.save_file(torch.load(FILE, weights_only=True), NEW)` turns one.
 
     Raises ConfigError where there is no such file, DataError for one that cannot be used. Messages name the file
     without its folder.
     """
     path = Path(file)
-    if path.suffix not in (".safetensors", ".pth"):
-        raise ConfigError(f"objective.vgg_weights must be a .safetensors or .pth file, got {path.name!r}")
+    if path.suffix != ".safetensors":
+        raise ConfigError(
+            f"objective.vgg_weights must be a .safetensors file, got {path.name!r}; a .pth file is turned by "
+            "safetensors.torch.save_file(torch.load(FILE, weights_only=True), NEW)"
+        )
     if not path.is_file():
         raise ConfigError(
             f"objective.vgg_weights: no file {path.name!r} here; give the place of VGG-19's weights on this machine, "
@@ -72,20 +76,12 @@ def load_vgg19(file: str) -> VGG19:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    refused = DataError(f"objective.vgg_weights: {path.name!r} cannot be read as weights; take torchvision's VGG-19")
     try:
-        # weights_only: the reader builds tensors and plain containers and calls nothing that the file names.
-        arrays = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, LookupError, AttributeError, TypeError):
-        raise refused from None
-    except torch.serialization.pickle.UnpicklingError:  # type: ignore[attr-defined]
-        raise refused from None
-    if not isinstance(arrays, dict):
-        raise refused
+        arrays: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError, ValueError):
+        raise DataError(
+            f"objective.vgg_weights: {path.name!r} cannot be read as weights; take torchvision's VGG-19"
+        ) from None
     return arrays
 
 

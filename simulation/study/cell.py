@@ -27,12 +27,12 @@ from server.closing import labels_of
 from shared.config import CampaignConfig, DegradeConfig, MachineConfig, SimulationConfig, to_dict
 from shared.networks import Networks, build_networks
 from shared.weights import load_arrays
-from simulation.comparators import train_local
+from simulation.comparators import alone, train_local
 from simulation.compare import elsewhere_config
 from simulation.prepare import prepare
 from simulation.rows import metrics_of
 from simulation.run import run_federation
-from simulation.study.grid import Cell
+from simulation.study.grid import REAL, Cell
 from simulation.study.judges import DOWNSTREAM, judge_of
 from simulation.study.locks import locked
 
@@ -107,7 +107,7 @@ def _models(
         case "untrained":
             return [replace(build_networks(campaign), enhancer=_NonLocalMeans())], []
         case "pooled":
-            networks, records = train_pooled(campaign, data.together.train, machine, say)
+            networks, records = train_pooled(alone(campaign), data.together.train, machine, say)
             return [networks], records
         case "local":
             return [train_local(campaign, site, machine, lambda step: None).networks for site in data.datas], []
@@ -213,8 +213,6 @@ def _judged(
             }
     labels = {**labels_of(to_dict(cell.config.campaign)), **_conditions(cell), "split": split}
     labels["test_data"] = campaign.data.kind
-    if campaign.data.kind != cell.config.campaign.data.kind:
-        labels["domain"] = "other"
     # What learns nothing stands among the models of pooled data, which have seen more than it.
     trained = "pooled" if cell.setting == "untrained" else cell.setting
     settings = {"degraded": "degraded", "clean": "clean", "enhanced": trained}
@@ -241,12 +239,24 @@ def _conditions(cell: Cell) -> Row:
         "optimiser": campaign.training.optimiser,
         "promotion": campaign.strategy.promotion,
         "enhancer": campaign.enhance.kind,
+        "output": campaign.enhance.output,
         "recogniser": campaign.recognise.kind,
+        "mask_weight": objective.mask_weight,
+        "diagnosis_weight": objective.diagnosis_weight,
+        "learning_rate": campaign.training.learning_rate,
+        "warmup": objective.warmup,
+        "rounds": campaign.rounds.rounds,
+        "local_steps": campaign.training.local_steps,
+        "scanners": _scanners(cell.config),
         "data_consistency": campaign.enhance.data_consistency,
         "relative": objective.relative,
         "norm_cap": objective.norm_cap,
         "cell": cell.key,
     }
+    if objective.adversarial:
+        row["adversarial_weight"] = objective.critic.adversarial_weight
+    if cell.setting == "federated":
+        row["server_learning_rate"] = campaign.strategy.server_learning_rate
     if campaign.degrade.kind in ("gaussian", "composite"):
         row["sigma"] = campaign.degrade.sigma[1]
     if objective.kind == "plain" and campaign.enhance.kind == "cnn3":
@@ -258,17 +268,28 @@ def _conditions(cell: Cell) -> Row:
     return row
 
 
+def _scanners(config: SimulationConfig) -> str:
+    if config.campaign.data.kind in REAL:
+        return "as they are"
+    scanners = {repr(hospital.scanner) for hospital in config.hospitals.sites[: config.sites]}
+    return "equal" if len(scanners) == 1 else "as they are"
+
+
 def _mean_rows(of_models: Sequence[list[Row]]) -> list[Row]:
     """Rows of several models judged by the same images (local ones): the mean of each figure."""
     means = []
     for rows in zip(*of_models, strict=True):
         figures = {key for key, value in rows[0].items() if isinstance(value, float) and key not in _LABELS}
-        mean = {key: float(np.mean([row[key] for row in rows])) for key in rows[0] if key in figures}
-        means.append({**rows[0], **mean})
+        common = [key for key in rows[0] if key in figures and all(key in row for row in rows)]
+        mean = {key: float(np.mean([row[key] for row in rows])) for key in common}
+        means.append({**{key: value for key, value in rows[0].items() if key not in figures}, **mean})
     return means
 
 
-_LABELS = ("lambda", "sigma", "norm_cap")
+_LABELS = (
+    *("lambda", "sigma", "norm_cap", "mask_weight", "diagnosis_weight", "learning_rate", "warmup"),
+    *("adversarial_weight", "server_learning_rate"),
+)
 
 
 class _NonLocalMeans(nn.Module):

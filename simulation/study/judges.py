@@ -17,7 +17,16 @@ from torch import nn
 
 from client.dataset import SiteData
 from shared.checkpoint import write_atomically
-from shared.config import CampaignConfig, DegradeConfig, EnhancerConfig, MachineConfig, ObjectiveConfig, to_dict
+from shared.config import (
+    CampaignConfig,
+    DegradeConfig,
+    EnhancerConfig,
+    MachineConfig,
+    ObjectiveConfig,
+    StrategyConfig,
+    TrainingConfig,
+    to_dict,
+)
 from shared.networks import Networks, build_networks
 from shared.weights import load_arrays, to_arrays
 from simulation.comparators import train_judge
@@ -30,15 +39,15 @@ DOWNSTREAM: tuple[Kind, ...] = ("unet", "vnet", "resunet", "voxresnet")
 def judge_of(
     campaign: CampaignConfig,
     together: SiteData,
-    hospitals: str,
+    recipe: str,
     folder: Path,
     machine: MachineConfig,
     kind: Kind | None = None,
 ) -> nn.Module:
-    """The kept judge of this data and seed, trained first where there is none. `hospitals` says whose images they are;
+    """The kept judge of this data and seed, trained first where there is none. `recipe` says whose images they are;
     `kind` is one of DOWNSTREAM, or None for a recogniser of the default kind."""
     asked = _asked(campaign, kind)
-    key = _key(asked, hospitals)
+    key = _key(asked, recipe)
     with locked(folder / f"{key}.lock"):
         kept = folder / f"{key}.npz"
         networks = build_networks(asked)
@@ -64,18 +73,21 @@ def _asked(campaign: CampaignConfig, kind: Kind | None) -> CampaignConfig:
         enhance=EnhancerConfig(kind="cnn3", channels=1),
         recognise=wanted,
         objective=ObjectiveConfig(kind="plain"),
-        training=replace(campaign.training, optimiser="adam", adam_states="one", batch_size=_BATCH),
-        strategy=replace(campaign.strategy, promotion="none"),
+        training=TRAINING,
+        strategy=StrategyConfig(kind="fedavg"),
+        rounds=replace(campaign.rounds, rounds=ROUNDS),
     )
 
 
-_BATCH = 4
+ROUNDS = 24
+TRAINING = TrainingConfig(batch_size=4, local_steps=50, learning_rate=2e-3)
+"""A judge is trained in one way, however the cells that it judges are."""
 
 
-def _key(campaign: CampaignConfig, hospitals: str) -> str:
+def _key(campaign: CampaignConfig, recipe: str) -> str:
     values = to_dict(campaign)
     del values["data"]["root"], values["strategy"]
-    return hashlib.sha256(json.dumps([values, hospitals], sort_keys=True).encode()).hexdigest()[:24]
+    return hashlib.sha256(json.dumps([values, recipe], sort_keys=True).encode()).hexdigest()[:24]
 
 
 def _npz(networks: Networks) -> bytes:

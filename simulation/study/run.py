@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,18 +25,23 @@ from server.wording import duration_shown
 from shared.checkpoint import write_atomically
 from shared.config import SimulationConfig, StudyConfig, campaign_digest, to_dict
 from shared.errors import ConfigError, DataError
-from simulation.study.cell import Result, run_cell
+from simulation.study.cell import run_cell
+from simulation.study.claims import claims_of
 from simulation.study.grid import Cell, planned, with_roots
 from simulation.study.locks import free
-from simulation.study.claims import claims_of
 
 ROOT = Path(__file__).parents[2]
-CODE = ("client", "shared", "simulation/study/cell.py", "simulation/study/judges.py", "simulation/hospitals")
-"""What a cell's figures follow from."""
+ROOMS = ("client", "server", "shared", "simulation")
+PAGES = ("server/study", "server/report", "simulation/study/document", "simulation/study/claims", "simulation/bench")
+"""Code that shows figures, or measures time; all other code may decide them."""
 
 
 def run_study(config: SimulationConfig, console: Console) -> Path:
-    """Run what is missing, write the report; returns the path of report.html."""
+    """Run what is missing, write the report; returns the path of report.html.
+
+    Raises ConfigError, DataError for a kept cell that cannot be read, PeerError. A cell whose training fails is kept
+    as failed, and the next one is run.
+    """
     assert config.study is not None
     folder = Path(config.run_dir)
     try:
@@ -78,8 +83,14 @@ def _one(cell: Cell, place: str, folder: Path, config: SimulationConfig, console
             return 0
         words = " ".join(cell.varied) or "one cell"
         console.print(f"{place} {cell.tables[0]}: {words} seed={cell.seed}", markup=False, soft_wrap=True)
-        with console.status("") as status:
-            result = run_cell(cell, folder, config.machine, lambda text: status.update(f"  {text}"))
+        try:
+            with console.status("") as status:
+                result = run_cell(cell, folder, config.machine, lambda text: status.update(f"  {text}"))
+        except DataError as error:  # training that diverges: a result too, and no reason to stop at
+            console.print(f"{place} failed: {error}", markup=False, soft_wrap=True)
+            failed = {"failed": str(error), "code": code_digest(), "overrides": cell.overrides, "seed": cell.seed}
+            write_atomically(path, json.dumps(failed).encode())
+            return 1
         kept = {**asdict(result), "code": code_digest(), "overrides": cell.overrides, "seed": cell.seed}
         write_atomically(path, json.dumps(kept, allow_nan=False).encode())
         console.print(f"{place} {_shown(result.rows)} in {duration_shown(result.seconds)}", markup=False)
@@ -98,10 +109,10 @@ def _path(folder: Path, cell: Cell) -> Path:
 
 def code_digest() -> str:
     digest = hashlib.sha256()
-    for part in CODE:
-        path = ROOT / part
-        for source in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
-            digest.update(source.read_bytes())
+    for room in ROOMS:
+        for source in sorted((ROOT / room).rglob("*.py")):
+            if not str(source.relative_to(ROOT)).startswith(PAGES):
+                digest.update(source.read_bytes())
     return digest.hexdigest()[:12]
 
 
@@ -113,17 +124,21 @@ def _results(folder: Path, cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
         if path.is_file():
             try:
                 values = json.loads(path.read_text())
-                kept[cell.key] = {**values, **asdict(Result(tuple(values["rows"]), tuple(values["rounds"]), 0.0))}
-                kept[cell.key]["seconds"] = float(values["seconds"])
-            except (ValueError, KeyError, TypeError):
-                raise DataError(f"the kept cell {path.name} cannot be read; remove it and run again") from None
+                whole = {"failed"} <= values.keys() or {"rows", "rounds", "seconds", "code"} <= values.keys()
+            except (ValueError, AttributeError):
+                whole = False
+            if not whole:
+                raise DataError(f"the kept cell {path.name} cannot be read; remove it and run again")
+            kept[cell.key] = values
     return kept
 
 
 def write_study(folder: Path, config: SimulationConfig, cells: Sequence[Cell]) -> Path:
     """record.json over all kept cells, then the report."""
     assert config.study is not None
-    kept = _results(folder, cells)
+    ended = _results(folder, cells)
+    kept = {key: values for key, values in ended.items() if "failed" not in values}
+    failed = {key: values["failed"] for key, values in ended.items() if "failed" in values}
     there = [cell for cell in cells if cell.key in kept]
     rows = [{**row, "table": table} for cell in there for table in cell.tables for row in kept[cell.key]["rows"]]
     code = code_digest()
@@ -142,7 +157,7 @@ def write_study(folder: Path, config: SimulationConfig, cells: Sequence[Cell]) -
         "study": {
             "budget": config.budget,
             "planned": len(cells),
-            "tables": _tables(config.study, cells, kept),
+            "tables": _tables(config.study, cells, set(kept), failed),
             "earlier_code": sum(kept[cell.key]["code"] != code for cell in there),
             "cells": [_sheet(cell, kept[cell.key]) for cell in there],
         },
@@ -151,7 +166,9 @@ def write_study(folder: Path, config: SimulationConfig, cells: Sequence[Cell]) -
     return write_report(folder)
 
 
-def _tables(study: StudyConfig, cells: Sequence[Cell], kept: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _tables(
+    study: StudyConfig, cells: Sequence[Cell], kept: Set[str], failed: Mapping[str, str]
+) -> list[dict[str, Any]]:
     tables = []
     for table in study.tables:
         of_table = [cell for cell in cells if table.name in cell.tables]
@@ -164,10 +181,15 @@ def _tables(study: StudyConfig, cells: Sequence[Cell], kept: Mapping[str, Any]) 
                 "common": [*study.common, *table.common],
                 "planned": len(of_table),
                 "done": len(of_table) - len(missing),
-                "missing": [f"{' '.join(cell.varied)} seed={cell.seed}" for cell in missing],
+                "missing": [_named(cell, failed) for cell in missing],
             }
         )
     return tables
+
+
+def _named(cell: Cell, failed: Mapping[str, str]) -> str:
+    words = f"{' '.join(cell.varied)} seed={cell.seed}"
+    return f"{words} (failed: {failed[cell.key]})" if cell.key in failed else words
 
 
 def _sheet(cell: Cell, kept: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,8 @@ CONSTRAINTS = ("clip", "penalty", "spectral")
 
 
 def wgan(campaign: CampaignConfig, kind: str = "todnet", constraint: str = "clip", **critic: float) -> CampaignConfig:
-    made = replace(campaign.objective.critic, constraint=constraint, channels=4, **critic)  # type: ignore[arg-type]
+    published = {"adversarial_weight": 1.0, **critic}
+    made = replace(campaign.objective.critic, constraint=constraint, channels=4, **published)  # type: ignore[arg-type]
     return with_objective(campaign, kind, critic=made, relative=False, task_weight=1.0)
 
 
@@ -242,7 +243,9 @@ def test_an_enhancer_is_the_same_network_whatever_its_objective(campaign: Campai
     """Inference costs the same: the same layers with the same first weights, and nothing of the critic in them."""
     campaign = replace(campaign, enhance=EnhancerConfig(kind="todnet", channels=4, depth=2))
     plain = build_networks(with_objective(campaign, "frozen"))
-    other = build_networks(with_objective(campaign, kind, vgg_weights="vgg19.pth" if kind == "vgg-wgan" else None))
+    other = build_networks(
+        with_objective(campaign, kind, vgg_weights="vgg19.safetensors" if kind == "vgg-wgan" else None)
+    )
     assert repr(other.enhancer) == repr(plain.enhancer)
     assert equal(part(to_arrays(other), "enhancer"), part(to_arrays(plain), "enhancer"))
     assert sum(p.numel() for p in other.enhancer.parameters()) == sum(p.numel() for p in plain.enhancer.parameters())
@@ -261,9 +264,9 @@ def test_vgg_wgan_follows_the_distance_of_features(campaign: CampaignConfig, mon
             for channels, _ in perceptual.layer_shapes().values()
         )
     )
-    monkeypatch.setattr(todnet, "load_vgg19", lambda file: vgg if file == "vgg19.pth" else None)
+    monkeypatch.setattr(todnet, "load_vgg19", lambda file: vgg if file == "vgg19.safetensors" else None)
     base = wgan(campaign, adversarial_weight=0.0, fidelity_weight=2.0)
-    base = with_objective(base, "vgg-wgan", vgg_weights="vgg19.pth")
+    base = with_objective(base, "vgg-wgan", vgg_weights="vgg19.safetensors")
     networks, batch = build_networks(base), make_batch(side=32)
     main_loss, gaps = loss_of(networks, base)
     image = batch.degraded_BCHW.clone().requires_grad_(True)
@@ -277,8 +280,8 @@ def test_vgg_wgan_follows_the_distance_of_features(campaign: CampaignConfig, mon
 def test_vgg_wgan_without_its_file_is_refused_before_training(
     campaign: CampaignConfig, machine: MachineConfig, tmp_path: Path
 ) -> None:
-    campaign = with_objective(wgan(campaign), "vgg-wgan", vgg_weights=str(tmp_path / "vgg19.pth"))
-    with pytest.raises(ConfigError, match="no file 'vgg19.pth' here"):
+    campaign = with_objective(wgan(campaign), "vgg-wgan", vgg_weights=str(tmp_path / "vgg19.safetensors"))
+    with pytest.raises(ConfigError, match="no file 'vgg19.safetensors' here"):
         trained(campaign, machine)
 
 

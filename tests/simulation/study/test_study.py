@@ -14,6 +14,8 @@ from rich.console import Console
 
 from shared.config import SimulationConfig, StudyConfig, TableConfig, load
 from shared.errors import ConfigError, DataError
+from simulation.cli import main
+from simulation.study import judges
 from simulation.study import run as study_run
 from simulation.study.cell import opened
 from simulation.study.grid import Cell, key_of, planned, with_roots
@@ -78,6 +80,7 @@ def test_a_cell_that_two_tables_ask_for_is_one_cell() -> None:
         ("data.root=elsewhere", True),
         ("machine.threads=2", True),
         ("strategy=fedadam", True),  # nothing to a model of pooled data
+        ("strategy=fedprox", True),
         ("name=other", True),
     ],
 )
@@ -124,7 +127,9 @@ def test_a_study_that_cannot_be_is_refused(changes: dict[str, Any]) -> None:
 def test_the_enhancement_study_composes() -> None:
     config = load("simulation", ["experiment=enhancement"], SimulationConfig)
     assert config.study is not None
-    assert len(config.study.tables) > 10
+    cells = planned(config.study, "quick")
+    assert {table for cell in cells for table in cell.tables} == {table.name for table in config.study.tables}
+    assert len({cell.key for cell in cells}) == len(cells) > 100
 
 
 # ---------------------------------------------------------------------------------------------------------------- run
@@ -133,6 +138,12 @@ def test_the_enhancement_study_composes() -> None:
 @pytest.fixture
 def quiet() -> Console:
     return Console(quiet=True)
+
+
+@pytest.fixture(autouse=True)
+def _short_judges(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judges, "ROUNDS", 1)
+    monkeypatch.setattr(judges, "TRAINING", replace(judges.TRAINING, local_steps=3, batch_size=2))
 
 
 def kept_cells(folder: Path) -> dict[str, dict[str, Any]]:
@@ -195,6 +206,30 @@ def test_a_damaged_cell_is_named(tmp_path: Path, quiet: Console) -> None:
         study_run.run_study(config, quiet)
 
 
+def test_a_cell_whose_training_fails_is_kept_as_failed_and_the_next_one_runs(
+    tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverges(cell: Cell, *_: Any) -> Any:
+        raise DataError("a loss is not finite")
+
+    monkeypatch.setattr(study_run, "run_cell", diverges)
+    study_run.run_study(config_of(study_of(table()), tmp_path), quiet)
+    assert [kept["failed"] for kept in kept_cells(tmp_path).values()] == ["a loss is not finite"] * 2
+    (of_table,) = json.loads((tmp_path / "record.json").read_text())["study"]["tables"]
+    assert of_table["done"] == 0
+    assert all(line.endswith("(failed: a loss is not finite)") for line in of_table["missing"])
+    monkeypatch.setattr(study_run, "run_cell", None)  # what failed is not tried again
+    study_run.run_study(config_of(study_of(table()), tmp_path), quiet)
+
+
+@pytest.mark.parametrize("words", ["objective=joint", "seed=7", "rounds=3", "transport=ray", "+sites=2"])
+def test_an_override_that_no_cell_would_read_is_refused(
+    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["experiment=enhancement", words.replace("+", ""), f"run_dir={tmp_path}"]) == 2
+    assert "decided by each cell" in capsys.readouterr().err
+
+
 def test_a_cell_that_another_process_works_at_is_left_to_it(tmp_path: Path, quiet: Console) -> None:
     config = config_of(study_of(table()), tmp_path)
     assert config.study is not None
@@ -219,16 +254,22 @@ def cells_of(*words: str) -> list[Cell]:
 
 
 def test_one_judge_for_all_objectives_and_degradations(tmp_path: Path) -> None:
-    cells = cells_of("objective=plain", "objective=gradprom degrade=blur enhance.channels=6", "objective=frozen")
+    cells = cells_of(
+        "objective=plain",
+        "objective=gradprom degrade=blur enhance.channels=6",
+        "objective=frozen strategy=fedadam",
+        "objective=plain training.optimiser=sgd training.learning_rate=1.0",
+        "objective=joint rounds=3 training.local_steps=2 training.batch_size=3",
+    )
     machine = config_of(study_of(table()), tmp_path).machine
-    judges = []
+    found = []
     for cell in cells:
         data = opened(cell.config, tmp_path)
-        judges.append(judge_of(cell.config.campaign, data.together, data.recipe, tmp_path / "judges", machine))
+        found.append(judge_of(cell.config.campaign, data.together, data.recipe, tmp_path / "judges", machine))
     assert len(list((tmp_path / "judges").glob("*.npz"))) == 1
-    first, *others = [torch.cat([p.flatten() for p in judge.parameters()]) for judge in judges]
+    first, *others = [torch.cat([p.flatten() for p in judge.parameters()]) for judge in found]
     assert all(torch.equal(first, other) for other in others)
-    assert not any(judge.training for judge in judges)
+    assert not any(judge.training for judge in found)
 
 
 def test_data_are_written_once_for_all_cells(tmp_path: Path) -> None:
