@@ -61,7 +61,6 @@ class Line:
     colour: str
     marker: str
     ys: Sequence[float]
-    dashed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +108,7 @@ def round_chart(rounds: Sequence[int], lines: Sequence[Line], axis: Axis, *, lab
     if axis.guide is not None:
         axes.axhline(axis.guide, color=INK, alpha=0.45, linewidth=0.8)
     for line in lines:
-        style = {"linestyle": "--", "alpha": 0.75} if line.dashed else {"linestyle": "-", "alpha": 0.95}
-        axes.plot(rounds, line.ys, color=line.colour, linewidth=1.5, marker=line.marker, markersize=3.6, **style)  # type: ignore[arg-type]
+        axes.plot(rounds, line.ys, color=line.colour, linewidth=1.5, marker=line.marker, markersize=3.6, alpha=0.95)
     axes.set_xlim(rounds[0] - 0.5, rounds[-1] + 0.5)
     drawn = [bool(np.isfinite([line.ys[place] for line in lines]).any()) for place in range(len(rounds))]
     if not drawn[0]:
