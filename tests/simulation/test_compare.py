@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from server.report import write_report
+from server.summary import at_home
 from shared.config import (
     CampaignConfig,
     CompareConfig,
@@ -259,25 +260,25 @@ def test_every_enhancer_is_judged_on_the_other_data_set_too(
     campaign: CampaignConfig, machine: MachineConfig, stores: dict[str, Path], tmp_path: Path, quiet: list[ModelStep]
 ) -> None:
     config = simulation(campaign, machine, tmp_path)
-    cross = CrossConfig(data=campaign.data, hospitals=config.hospitals)
+    cross = CrossConfig(data=replace(campaign.data, kind="mni"), hospitals=config.hospitals)
     one_site = dict(list(stores.items())[:1])
     comparison = compare(
         replace(config, cross=cross), 0, stores, untrained(campaign), machine=machine, on_event=quiet.append,
         elsewhere=one_site,
     )  # fmt: skip
-    other = {row["setting"]: row for row in comparison.rows if row.get("domain") == "other"}
+    other = {row["setting"]: row for row in comparison.rows if row.get("test_data") == "mni"}
     assert set(other) == {"degraded", "federated", "local", "pooled"}
     # An untrained enhancer is the identity: its row is that of the degraded image; and one site's tests are fewer.
     assert other["federated"]["psnr_db"] == pytest.approx(other["degraded"]["psnr_db"], abs=1e-4)
     (site,) = one_site
-    at_home = find(comparison, "degraded", "all", site)
-    assert other["degraded"]["psnr_db"] == pytest.approx(at_home["psnr_db"], abs=1e-6)
-    assert other["degraded"]["n"] == at_home["n"]
+    here = find(comparison, "degraded", "all", site)
+    assert other["degraded"]["psnr_db"] == pytest.approx(here["psnr_db"], abs=1e-6)
+    assert other["degraded"]["n"] == here["n"]
     assert not any("dice" in key or "accuracy" in key for row in other.values() for key in row)
 
     # What happens elsewhere is shown apart: no figure at home changes.
     plain = compare(config, 0, stores, untrained(campaign), machine=machine, on_event=quiet.append)
-    at_home_rows = [row for row in comparison.rows if "domain" not in row]
+    at_home_rows = [row for row in comparison.rows if at_home(row)]
     for ours, theirs in zip(at_home_rows, plain.rows, strict=True):
         assert {k: v for k, v in ours.items() if k != "seconds"} == {k: v for k, v in theirs.items() if k != "seconds"}
     record = write_record(tmp_path, config, [comparison], wall_s=1.0)
