@@ -162,5 +162,7 @@ def test_the_data_set_to_test_on_is_no_part_of_the_agreement() -> None:
     assert (both.cross.data.kind, both.cross.data.root) == ("hippocampus", "somewhere")
     assert both.cross.hospitals == load("simulation", ["data=hippocampus"], SimulationConfig).hospitals
     assert campaign_digest(both.campaign) == campaign_digest(alone.campaign)
+    with pytest.raises(ConfigError, match="another data set than data=mni"):
+        load("simulation", ["data=mni", "data.test=mni"], SimulationConfig)
     with pytest.raises(ConfigError, match="data=nothing is not known"):
         load("simulation", ["data.test=nothing"], SimulationConfig)

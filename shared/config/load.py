@@ -43,6 +43,8 @@ def _cross(data: dict[Any, Any]) -> dict[str, Any] | None:
     kind, root = data.pop("test"), data.pop("test_root")
     if kind is None:
         return None
+    if kind == data["kind"]:
+        raise ConfigError(f"data.test must be another data set than data={kind}, whose own patients are tested anyway")
     other = load("simulation", [f"data={kind}"], SimulationConfig)
     values = dataclasses.asdict(other)
     return {"data": {**values["campaign"]["data"], "root": root}, "hospitals": values["hospitals"]}

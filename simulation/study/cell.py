@@ -211,7 +211,7 @@ def _judged(
             figures["enhanced"] |= {
                 f"no_harm_{key}": value for key, value in _of_judge(metrics_of([found], "enhanced"), name).items()
             }
-    labels = {**labels_of(to_dict(cell.config.campaign)), **_conditions(cell), "split": split}
+    labels = {**labels_of(to_dict(cell.config.campaign)), **conditions(cell), "split": split}
     labels["test_data"] = campaign.data.kind
     # What learns nothing stands among the models of pooled data, which have seen more than it.
     trained = "pooled" if cell.setting == "untrained" else cell.setting
@@ -228,8 +228,8 @@ def _of_judge(metrics: Mapping[str, float], name: str) -> dict[str, float]:
     return {f"{key}_{name}" if name in DOWNSTREAM else f"{name}_{key}": value for key, value in found.items()}
 
 
-def _conditions(cell: Cell) -> Row:
-    """What the tables sort by, beside the labels that every row has."""
+def conditions(cell: Cell) -> Row:
+    """What the tables sort by, beside the labels that every row has; all of it follows from the cell's config."""
     campaign = cell.config.campaign
     objective = campaign.objective
     row: Row = {

@@ -25,7 +25,7 @@ from server.wording import duration_shown
 from shared.checkpoint import write_atomically
 from shared.config import SimulationConfig, StudyConfig, campaign_digest, to_dict
 from shared.errors import ConfigError, DataError
-from simulation.study.cell import run_cell
+from simulation.study.cell import conditions, run_cell
 from simulation.study.claims import claims_of
 from simulation.study.grid import Cell, planned, with_roots
 from simulation.study.locks import free
@@ -140,7 +140,13 @@ def write_study(folder: Path, config: SimulationConfig, cells: Sequence[Cell]) -
     kept = {key: values for key, values in ended.items() if "failed" not in values}
     failed = {key: values["failed"] for key, values in ended.items() if "failed" in values}
     there = [cell for cell in cells if cell.key in kept]
-    rows = [{**row, "table": table} for cell in there for table in cell.tables for row in kept[cell.key]["rows"]]
+    # Labels anew: the key vouches for the config, and a cell of earlier code may lack one that a page now sorts by.
+    rows = [
+        {**row, **conditions(cell), "table": table}
+        for cell in there
+        for table in cell.tables
+        for row in kept[cell.key]["rows"]
+    ]
     code = code_digest()
     record = {
         "experiment": config.experiment,

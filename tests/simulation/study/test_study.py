@@ -75,7 +75,7 @@ def test_a_cell_that_two_tables_ask_for_is_one_cell() -> None:
         ("objective.task_weight=2.0", False),
         ("degrade.sigma=[0.3,0.3]", False),
         ("hospitals.sites.0.patients=5", False),
-        ("data.test=phantom", False),
+        ("data.test=mni", False),
         ("run_dir=elsewhere", True),
         ("data.root=elsewhere", True),
         ("machine.threads=2", True),
@@ -180,7 +180,7 @@ def test_a_study_runs_keeps_and_goes_on(tmp_path: Path, quiet: Console, monkeypa
 def test_every_setting_and_downstream_network_gives_rows(tmp_path: Path, quiet: Console) -> None:
     settings: list[Any] = ["federated", "local", "untrained"]
     tables = [table(name, setting=name, vary=(), also=("objective=gradprom",)) for name in settings]
-    tables.append(table("downstream", downstream=True, vary=(), also=("objective=plain data.test=phantom",)))
+    tables.append(table("downstream", downstream=True, vary=(), also=("objective=plain data.test=mni",)))
     study_run.run_study(config_of(study_of(*tables), tmp_path), quiet)
     rows = json.loads((tmp_path / "report.json").read_text())["rows"]
     test = [row for row in rows if row["split"] == "test" and row["setting"] not in ("clean", "degraded")]
