@@ -35,7 +35,7 @@ KEY=VALUE overrides, for instance:
                                       gaussian, poisson, blur, composite, downsample, kspace, low_dose, pairs
   strategy=fedavg strategy.promotion=none
                                       fedavg, fedprox, fedadam, fedyogi; the federated gate: none, global, layer,
-                                      projected
+                                      projected, orthogonal
   sites=3 rounds=8 seed=0             how many hospitals, rounds; one seed instead of the budget's list
   budget=quick                        quick or full: rounds, local steps, seeds
   transport=inprocess                 inprocess, or ray (Flower's own simulation engine)

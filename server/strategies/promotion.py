@@ -10,11 +10,13 @@ together, work against what the sites' enhancement losses ask for together. So t
 
     global      Delta = M + A if <A, M> > 0, else M
     layer       the same for every array of weights on its own
+    orthogonal  Delta = M + A if <A, M> > 0, else M - <A, M> / |A|^2 A: A out, and with it what M took back along A
     projected   Delta = M + A - min(<A, M>, 0) / |M|^2 M    (Yu et al. 2020, PCGrad, one way round)
 
 The recogniser and the critic keep their means.
 
-Guarantee: <Delta, M> >= |M|^2 over the enhancer's weights, and in every array with `layer`. Along the direction that
+Guarantee: <Delta, M> >= |M|^2 over the enhancer's weights, and in every array with `layer`; with `orthogonal`
+<Delta, M> >= 0 and, where it is closed, <Delta, A> = 0. Along the direction that
 the sites' main losses ask for together, the federation moves at least as far as without recognition's part, whatever
 that part is; it never turns the federation against them. An open gate leaves the plain mean, to the bit. It holds
 because A and M are parts of one movement: a site scales both by the preconditioner of the step that it really took
@@ -26,10 +28,10 @@ it stays in it. The product is one of preconditioned movements, not of gradients
 difference.
 
 Know before use: M answers to A. Once recognition has moved a weight, the later steps' own gradient pulls it back, so
-the longer the local round, the nearer <A, M> comes to -|A|^2, also where A was welcome at every step: `global` then
-stays closed, and what it lets through is M with the answer but without what it answered to, a longer step than the
-sites took (a test shows it on a parabola). Few local steps, or a small rate, keep the question honest; `cosine` beside
-`-added_share` in the round's record tells the answer from a conflict.
+the longer the local round, the nearer <A, M> comes to -|A|^2, also where A was welcome at every step. `global` and
+`layer` then stay closed and let through M with the answer but without what it answered to, a longer step than the sites
+took, which costs quality (docs/results/enhancement.md); a test shows it on a parabola. `orthogonal` takes the answer out
+as well. `cosine` beside `-added_share` in the round's record tells the answer from a conflict.
 
 Cost: the enhancer's weights once more, in 16 bits. An upload is 1 + E / (2 (E + R)) of a model, for E weights of the
 enhancer and R of the other networks: 1.25 where they are equal, above 1.3 only where E > 1.5 R; counted with the
@@ -49,7 +51,7 @@ import numpy.typing as npt
 
 from shared.types import Arrays
 
-Kind = Literal["global", "layer", "projected"]
+Kind = Literal["global", "layer", "projected", "orthogonal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +91,9 @@ def promoted(total_mean: Arrays, added_mean: Arrays, kind: Kind) -> tuple[Arrays
         main=sum(part.main for part in parts),
     )
     opened = {name: (part if kind == "layer" else whole).dot > 0 for name, part in each.items()}
-    # 0 keeps nothing of A; projected keeps all of A and takes back the share of M that A went against.
-    against = min(whole.dot, 0) / whole.main if kind == "projected" and whole.main > 0 else None
+    of_main, of_added = _closed_shares(whole, kind)
     result = {
-        name: values if name not in each or opened[name] else _closed(values, added_mean[name], against)
+        name: values if name not in each or opened[name] else _combined(values, added_mean[name], of_main, of_added)
         for name, values in total_mean.items()
     }
     return result, _record(list(opened.values()), whole)
@@ -104,13 +105,21 @@ def _products(total: npt.NDArray[np.float32], added: npt.NDArray[np.float32]) ->
     return Products(float(added_D @ main_D), float(added_D @ added_D), float(main_D @ main_D))
 
 
-def _closed(
-    total: npt.NDArray[np.float32], added: npt.NDArray[np.float32], against: float | None
+def _closed_shares(whole: Products, kind: Kind) -> tuple[float, float]:
+    """How much of M and of A goes on where the gate is closed."""
+    if kind == "projected" and whole.main > 0:
+        return 1 - min(whole.dot, 0) / whole.main, 1.0
+    if kind == "orthogonal" and whole.added > 0:
+        return 1.0, -whole.dot / whole.added
+    return 1.0, 0.0
+
+
+def _combined(
+    total: npt.NDArray[np.float32], added: npt.NDArray[np.float32], of_main: float, of_added: float
 ) -> npt.NDArray[np.float32]:
-    """M; or with `against` M + A - against M. In float64: rounding must not leave a trace of what is closed out."""
-    main = total.astype(np.float64) - added
-    kept = main if against is None else total - against * main
-    return np.asarray(kept, dtype=np.float32)
+    """of_main M + of_added A. In float64: rounding must not leave a trace of what is closed out."""
+    added64 = added.astype(np.float64)
+    return np.asarray(of_main * (total - added64) + of_added * added64, dtype=np.float32)
 
 
 def _record(opened: list[bool], whole: Products) -> Promotion:

@@ -320,7 +320,7 @@ class StrategyConfig:
     beta2: float = 0.99
     tau: float = 1e-3
     weight_by: Literal["samples", "equal"] = "samples"
-    promotion: Literal["none", "global", "layer", "projected"] = "none"
+    promotion: Literal["none", "global", "layer", "projected", "orthogonal"] = "none"
     """The federated gate: what recognition added at the sites enters the mean only where it agrees with the mean of
     what the enhancement loss alone did (server/strategies/promotion.py)."""
 

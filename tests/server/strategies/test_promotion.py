@@ -179,3 +179,29 @@ def test_the_main_part_answers_to_what_was_added_the_more_the_longer_the_round()
     assert np.linalg.norm(got["enhancer.w"]) > 1.5 * np.linalg.norm(total["enhancer.w"])
     # Before long <A, M> is all answer: M = M0 - A + what is left of it.
     assert record.cosine == pytest.approx(-record.added_share, rel=0.1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("lean", [-2.0, -0.3, 0.3])
+def test_orthogonal_closes_out_what_was_added_and_the_answer_to_it(seed: int, lean: float) -> None:
+    total, added = parts(seed, lean)
+    got, record = promoted(total, added, "orthogonal")
+    delta, a, t = (
+        np.concatenate([np.asarray(arrays[name], np.float64).reshape(-1) for name in added])
+        for arrays in (got, added, total)
+    )
+    if record.open:
+        assert all(got[name].tobytes() == total[name].tobytes() for name in total)
+    else:
+        assert delta @ a == pytest.approx(0, abs=1e-5)  # the federation does not move along A
+        assert delta @ (t - a) >= -1e-6  # and not against M
+        assert np.linalg.norm(delta) <= np.linalg.norm(t - a) + 1e-6
+
+
+def test_orthogonal_takes_out_of_the_main_part_the_answer_that_global_lets_through() -> None:
+    total, added = local_round(160)
+    closed, record = promoted(total, added, "orthogonal")
+    assert record.open == 0
+    np.testing.assert_allclose(
+        closed["enhancer.w"], [-1, 0], atol=1e-5
+    )  # the parabola's own way, as without recognition
