@@ -13,10 +13,24 @@ _WORDS = re.compile(r"\w[\w .,+()/-]{0,63}")  # shown to people who approve: not
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 
 
+# Far beyond what is of use: what lies further is a slip or an attack, and would run out of memory or of float32.
+MOST_CHANNELS = 1024
+MOST_LEVELS = 12
+MOST_IMAGES = 4096
+MOST_PX = 4096
+LARGEST_WEIGHT = 1e6
+LARGEST_RATE = 1e3
+SMALLEST_CAP = 1e-6
+
+
 def require(holds: bool, rule: str, got: object) -> None:
     """Refuse a value with the rule that it breaks."""
     if not holds:
         raise ConfigError(f"{rule}; got {got!r}")
+
+
+def at_most(limit: float, name: str, got: float) -> None:
+    require(got <= limit, f"{name} must be {limit:g} or less", got)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,6 +114,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         if any(size % 8 or size <= 0 for size in self.image_size):
             raise ConfigError(f"data.image_size must be positive multiples of 8, got {self.image_size}")
+        at_most(MOST_PX, "data.image_size", max(self.image_size))
         if len(self.diagnoses) == 1:
             raise ConfigError("data.diagnoses needs two names or more (or none), got one")
         for name in (*self.masks, *self.diagnoses):
@@ -162,6 +177,8 @@ class EnhancerConfig:
     def __post_init__(self) -> None:
         require(self.channels >= 1, "enhance.channels must be 1 or more", self.channels)
         require(self.depth >= 1, "enhance.depth must be 1 or more", self.depth)
+        at_most(MOST_CHANNELS, "enhance.channels", self.channels)
+        at_most(MOST_LEVELS, "enhance.depth", self.depth)
         if self.kind != "todnet" and (self.attention or self.output != "linear"):
             raise ConfigError(f"enhance.attention and enhance.output belong to enhance=todnet, got {self.kind}")
 
@@ -179,6 +196,8 @@ class RecogniserConfig:
     def __post_init__(self) -> None:
         require(self.channels >= 1, "recognise.channels must be 1 or more", self.channels)
         require(self.depth >= 1, "recognise.depth must be 1 or more", self.depth)
+        at_most(MOST_CHANNELS, "recognise.channels", self.channels)
+        at_most(MOST_LEVELS, "recognise.depth", self.depth)
         if self.kind in ("vnet", "resunet", "voxresnet"):
             require(self.depth >= 2, f"recognise.depth must be 2 or more for recognise={self.kind}", self.depth)
         require(0 <= self.dropout < 1, "recognise.dropout must lie in [0, 1)", self.dropout)
@@ -200,9 +219,12 @@ class CriticConfig:
 
     def __post_init__(self) -> None:
         require(self.channels >= 1, "objective.critic.channels must be 1 or more", self.channels)
+        at_most(MOST_CHANNELS, "objective.critic.channels", self.channels)
         require(self.learning_rate > 0, "objective.critic.learning_rate must be above 0", self.learning_rate)
         for name in ("adversarial_weight", "fidelity_weight"):
             require(getattr(self, name) >= 0, f"objective.critic.{name} must not be negative", getattr(self, name))
+        for name in ("learning_rate", "adversarial_weight", "fidelity_weight"):
+            at_most(LARGEST_WEIGHT, f"objective.critic.{name}", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -265,7 +287,9 @@ class ObjectiveConfig:
             )
         for name in ("task_weight", "mask_weight", "diagnosis_weight"):
             require(getattr(self, name) >= 0, f"objective.{name} must not be negative", getattr(self, name))
-        require(self.norm_cap is None or self.norm_cap > 0, "objective.norm_cap must be above 0", self.norm_cap)
+            at_most(LARGEST_WEIGHT, f"objective.{name}", getattr(self, name))
+        rule = f"objective.norm_cap must be {SMALLEST_CAP:g} or more"
+        require(self.norm_cap is None or self.norm_cap >= SMALLEST_CAP, rule, self.norm_cap)
         require(0.5 <= self.confidence < 1, "objective.confidence must lie in [0.5, 1)", self.confidence)
         require(self.micro_batches >= 2, "objective.micro_batches must be 2 or more", self.micro_batches)
         if not self.gated and self.gate != "global":
@@ -304,6 +328,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if min(self.batch_size, self.local_steps) < 1 or self.learning_rate <= 0:
             raise ConfigError("training: batch_size, local_steps and learning_rate must be positive")
+        at_most(MOST_IMAGES, "training.batch_size", self.batch_size)
+        at_most(LARGEST_RATE, "training.learning_rate", self.learning_rate)
         require(self.clip_norm is None or self.clip_norm > 0, "training.clip_norm must be above 0", self.clip_norm)
         require(self.weight_decay >= 0, "training.weight_decay must not be negative", self.weight_decay)
         if self.adam_states == "two" and self.optimiser != "adam":
@@ -331,6 +357,7 @@ class StrategyConfig:
             raise ConfigError(f"strategy.proximal_mu belongs to strategy=fedprox, got strategy={self.kind}")
         for name in ("server_learning_rate", "tau"):
             require(getattr(self, name) > 0, f"strategy.{name} must be above 0", getattr(self, name))
+        at_most(LARGEST_RATE, "strategy.server_learning_rate", self.server_learning_rate)
         for name in ("beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, f"strategy.{name} must lie in [0, 1)", getattr(self, name))
 

@@ -318,11 +318,19 @@ def test_a_site_that_cannot_be_sent_to_is_named(campaign: CampaignConfig, link: 
     assert result.records[1]["dropped"] == {"c": "could not be sent to"}
 
 
+def huge_update(update: Update, size: float) -> Record:
+    return update_record(
+        replace(update, difference={name: np.full_like(values, size) for name, values in update.difference.items()})
+    )
+
+
 def test_weights_that_overflow_end_the_run_before_they_are_kept(
     campaign: CampaignConfig, link: ScriptedLink, tmp_path: Path
 ) -> None:
-    huge = replace(campaign, strategy=StrategyConfig(kind="fedavg", server_learning_rate=1e39))
-    with np.errstate(over="ignore"), pytest.raises(DataError, match="round 1 made 'enhancer.w' overflow"):
+    huge = replace(campaign, strategy=StrategyConfig(kind="fedavg", server_learning_rate=1e3))
+    for site in link.sites.names:
+        link.replies[(site, "train", 1)] = lambda plan, site=site: huge_update(link.sites.update(site, plan), 1e37)  # type: ignore[misc]
+    with pytest.raises(DataError, match="round 1 made 'enhancer.w' overflow"):
         run(huge, link, tmp_path)
     assert rounds_saved(tmp_path / CHECKPOINTS) == []
 
