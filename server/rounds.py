@@ -107,7 +107,9 @@ def begin(run: Run, initial: Callable[[], Arrays]) -> tuple[FederationState, tup
     last = rounds + 1 if state.round == rounds else state.round
     known = {record["round"]: record for record in read_records(run.run_dir) if record["round"] <= last}
     known[state.round] = checkpoint.record
-    return state, tuple(known[number] for number in sorted(known))
+    records = tuple(known[number] for number in sorted(known))
+    write_records(run.run_dir, records)  # at once: killed again in the next round, the checkpoint after it lacks this
+    return state, records
 
 
 def insist(run: Run, members: Members, state: FederationState, action: Action, number: int) -> tuple[Members, Replies]:
@@ -246,10 +248,10 @@ def finish(campaign: CampaignConfig, state: FederationState, replies: Replies) -
     mean = replies.total.mean()
     config = campaign.strategy
     more: dict[str, Any] = {}
-    if config.promotion != "none":
-        mean, promotion = promoted(mean, replies.total.added_mean(), config.promotion)
-        more["promotion"] = asdict(promotion)
     with np.errstate(over="ignore", invalid="ignore"):  # refused below, in words
+        if config.promotion != "none":
+            mean, promotion = promoted(mean, replies.total.added_mean(), config.promotion)
+            more["promotion"] = asdict(promotion)
         after = STRATEGIES[config.kind].apply(state, mean, config)
     assert after.round == replies.round, (after.round, replies.round)
     for name, values in after.weights.items():

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from server import rounds
 from server.records import read_records
 from server.rounds import CHECKPOINTS, CampaignResult, Run, run_campaign
 from shared.checkpoint import rounds_saved
@@ -521,6 +522,28 @@ def test_a_line_lost_between_checkpoint_and_record_comes_back_from_the_checkpoin
     assert moved(result) == pytest.approx(2 * ALL)
 
 
+def test_a_run_killed_twice_before_its_records_were_written_lacks_none(
+    campaign: CampaignConfig, link: ScriptedLink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longer = replace(campaign, rounds=replace(campaign.rounds, rounds=4))
+
+    def killed(*_: Any) -> None:
+        raise KilledError
+
+    for _ in range(2):  # each time a round is saved, and the next step would have written its record
+        with monkeypatch.context() as patched:
+            patched.setattr(rounds, "publish", killed)
+            with pytest.raises(KilledError):
+                run(longer, ScriptedLink(Sites(["a", "b", "c"])), tmp_path / "killed")
+    assert rounds_saved(tmp_path / "killed" / CHECKPOINTS) == [1, 2]
+    resumed = run(longer, link, tmp_path / "killed")
+    whole = run(longer, ScriptedLink(Sites(["a", "b", "c"])), tmp_path / "whole")
+    assert [record["round"] for record in resumed.records] == [1, 2, 3, 4, 5]
+    assert read_records(tmp_path / "killed") == list(resumed.records)
+    for ours, theirs in zip(resumed.records, whole.records, strict=True):
+        assert ours["evaluation"] == theirs["evaluation"]
+
+
 def test_a_finished_run_is_not_run_again(campaign: CampaignConfig, link: ScriptedLink, tmp_path: Path) -> None:
     first = run(campaign, link, tmp_path)
     again = ScriptedLink(Sites([]))
@@ -635,3 +658,26 @@ def test_a_site_that_keeps_back_or_brings_unasked_what_was_added_does_not_count(
     result = run(promoting(campaign, kind), link, tmp_path)
     assert reason in result.records[0]["dropped"]["b"]
     assert result.state.weights["recogniser.v"] - 1 == pytest.approx(WITHOUT_B + ALL)
+
+
+class Huge(Steered):
+    """Every number is finite, and what the enhancement loss alone did, the difference of two of them, is not."""
+
+    def update(self, site: str, plan: Plan) -> Update:
+        update = super().update(site, plan)
+        if plan.action == "evaluate":
+            return update
+        added = np.full_like(WEIGHTS["enhancer.w"], np.finfo(np.float32).max)
+        learned = added.copy()
+        learned[0, 0] *= -1
+        return replace(update, difference={**update.difference, "enhancer.w": learned}, added={"enhancer.w": added})
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", ["global", "layer", "projected", "orthogonal"])
+def test_a_huge_part_that_looks_honest_ends_the_run_in_words(
+    campaign: CampaignConfig, tmp_path: Path, kind: Any
+) -> None:
+    with pytest.raises(DataError, match="round 1 made 'enhancer.w' overflow"):
+        run(promoting(campaign, kind), ScriptedLink(Huge("abc", 0.0)), tmp_path)
+    assert rounds_saved(tmp_path / CHECKPOINTS) == []
