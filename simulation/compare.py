@@ -26,7 +26,15 @@ from client.evaluate import Scores, evaluate
 from server.about import versions
 from server.closing import labels_of
 from shared.checkpoint import write_atomically
-from shared.config import CampaignConfig, MachineConfig, ScannerConfig, SimulationConfig, campaign_digest, to_dict
+from shared.config import (
+    CampaignConfig,
+    MachineConfig,
+    ScannerConfig,
+    SimulationConfig,
+    campaign_digest,
+    to_dict,
+    without_places,
+)
 from shared.networks import Networks, build_networks
 from shared.recognise.metrics import auc
 from shared.types import Arrays
@@ -179,7 +187,7 @@ def write_record(
         "rows": rows,
         "claims": claims_of(rows, config.compare, masks=bool(config.campaign.data.masks)),
         "runs": [{"method": c.method, "seed": c.seed, "rounds": list(c.rounds)} for c in comparisons],
-        "config": to_dict(config),
+        "config": without_places(to_dict(config)),
         "sites": dict(comparisons[0].sites) if comparisons else {},
         "timings": seconds,
     }

@@ -20,7 +20,7 @@ from shared.config.campaign import (
     StrategyConfig,
     TrainingConfig,
 )
-from shared.config.digest import campaign_digest, load_campaign, save_campaign, to_dict
+from shared.config.digest import campaign_digest, load_campaign, save_campaign, to_dict, without_places
 from shared.config.load import load
 from shared.config.programs import (
     CompareConfig,
@@ -63,4 +63,5 @@ __all__ = [
     "load_campaign",
     "save_campaign",
     "to_dict",
+    "without_places",
 ]

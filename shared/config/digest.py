@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import typing
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from shared.config.campaign import CampaignConfig
 from shared.errors import ConfigError
 
 _PLACES = {("data", "root"), ("objective", "vgg_weights")}
+_OF_PROGRAMS = {("data", "test_root"), ("study", "roots"), ("", "run_dir")}
+_OVERRIDE = re.compile(r"""((?:^|[\s+])(?:data\.root|data\.test_root|objective\.vgg_weights)=)('[^']*'|"[^"]*"|\S+)""")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -28,6 +31,21 @@ def campaign_digest(campaign: CampaignConfig) -> str:
     for group, key in _PLACES:
         del values[group][key]
     return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def without_places(values: Any) -> Any:
+    """Plain values of a config (or of a part of one) without the folders and files of the machine that it is on: for
+    records and reports, which are handed on. Overrides that name a place keep their key."""
+    return _without(values, "")
+
+
+def _without(values: Any, group: str) -> Any:
+    if isinstance(values, dict):
+        kept = {key: value for key, value in values.items() if (group, key) not in _PLACES | _OF_PROGRAMS}
+        return {key: _without(value, key) for key, value in kept.items()}
+    if isinstance(values, list):
+        return [_without(value, "") for value in values]
+    return _OVERRIDE.sub(r"\1PLACE", values) if isinstance(values, str) else values
 
 
 def save_campaign(campaign: CampaignConfig, path: Path) -> None:

@@ -23,7 +23,7 @@ from server.about import versions
 from server.report import write_report
 from server.wording import duration_shown
 from shared.checkpoint import write_atomically
-from shared.config import SimulationConfig, StudyConfig, campaign_digest, to_dict
+from shared.config import SimulationConfig, StudyConfig, campaign_digest, to_dict, without_places
 from shared.errors import ConfigError, DataError
 from simulation.study.cell import conditions, run_cell
 from simulation.study.claims import claims_of
@@ -157,7 +157,7 @@ def write_study(folder: Path, config: SimulationConfig, cells: Sequence[Cell]) -
         "rows": rows,
         "claims": claims_of(rows, [_sheet(cell, kept[cell.key]) for cell in there]),
         "runs": [],
-        "config": to_dict(config),
+        "config": without_places(to_dict(config)),
         "sites": {},
         "timings": {},
         "study": {
