@@ -172,7 +172,7 @@ def file_digest(path: Path) -> str:
 
 def write_atomically(path: Path, data: bytes) -> None:
     """`path` holds the old or the new bytes, whenever the program is killed."""
-    partial = path.with_name(f".partial-{path.name}")
+    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")  # another process may be writing the same
     _write(partial, data)
     os.replace(partial, path)
     _sync(path.parent)

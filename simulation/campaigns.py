@@ -30,7 +30,7 @@ from shared.checkpoint import write_atomically
 from shared.config import SimulationConfig, to_dict
 from shared.errors import ConfigError, DataError
 from shared.networks import resolved_device
-from simulation.compare import Comparison, compare, elsewhere_config, write_record
+from simulation.compare import Comparison, check_elsewhere, compare, elsewhere_config, write_record
 from simulation.pictures import write_pictures
 from simulation.prepare import Prepared, prepare
 from simulation.progress import Display
@@ -45,6 +45,7 @@ def simulate(config: SimulationConfig, console: Console) -> Path:
     Raises ConfigError, DataError, PeerError: see shared/errors.py.
     """
     resolved_device(config.machine)  # before anything is written: every site would decline
+    check_elsewhere(config)
     if config.study is not None:
         from simulation.study.run import run_study
 

@@ -35,6 +35,7 @@ from shared.config import (
     to_dict,
     without_places,
 )
+from shared.errors import ConfigError
 from shared.networks import Networks, build_networks
 from shared.recognise.metrics import auc
 from shared.types import Arrays
@@ -127,6 +128,26 @@ def elsewhere_config(config: SimulationConfig, campaign: CampaignConfig | None =
     there = replace(campaign, data=config.cross.data, rounds=rounds)
     sites = len(config.cross.hospitals.sites)
     return replace(config, campaign=there, hospitals=config.cross.hospitals, sites=sites, cross=None)
+
+
+def check_elsewhere(config: SimulationConfig) -> None:
+    """Refuse a `data.test=` that could not be tested on, before anything is trained; ConfigError."""
+    if config.cross is None:
+        return
+    data = config.cross.data
+    if data.kind == "store":
+        raise ConfigError("data.test=store is not possible: stores say nothing of their sites; choose another data set")
+    if data.kind in ("hippocampus", "pneumonia", "totalseg") and (data.root is None or not Path(data.root).is_dir()):
+        raise ConfigError(f"data.test={data.kind} needs data.test_root=FOLDER, a folder that holds it")
+    if data.channels != config.campaign.data.channels:
+        raise ConfigError(
+            f"data.test={data.kind} has images of {data.channels} channel, and data.channels is "
+            f"{config.campaign.data.channels}; choose another data set to test on"
+        )
+    try:
+        elsewhere_config(config)
+    except ConfigError as error:
+        raise ConfigError(f"data.test={data.kind} does not go with this campaign: {error}") from None
 
 
 def _elsewhere_rows(

@@ -301,7 +301,7 @@ class ObjectiveConfig:
                 f"objective.auxiliaries={self.auxiliaries} gives each task a gate, and objective={self.kind} has no "
                 "task that steers; leave it at together"
             )
-        if self.kind == "vgg-wgan" and self.vgg_weights is None:
+        if self.kind == "vgg-wgan" and not self.vgg_weights:
             raise ConfigError("objective=vgg-wgan needs objective.vgg_weights=FILE; without it choose mse-wgan")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -131,6 +132,11 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         names = [table.name for table in self.tables]
+        require(bool(names), "study.tables must hold a table", names)
+        for name in names:
+            require(
+                bool(re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name)), "a table's name is of letters, digits, - and _", name
+            )
         require(len(set(names)) == len(names), "study.tables name nothing twice", names)
         for name in self.only:
             require(name in names, f"study.only may hold {', '.join(names)}", name)

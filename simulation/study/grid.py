@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from shared.config import SimulationConfig, StudyConfig, TableConfig, load, to_dict
+from shared.errors import ConfigError
 
 REAL = ("hippocampus", "pneumonia", "totalseg", "store")
 """Kinds of data that are read from a folder."""
@@ -42,7 +44,14 @@ _MARKS = {"hippocampus": "images/*.nii*", "pneumonia": "pneumoniamnist*.npz", "t
 
 
 def with_roots(study: StudyConfig, root: str | None) -> StudyConfig:
-    """The study with the data sets that lie in `root`, or in folders of it, where `study.roots` does not name them."""
+    """The study with the data sets that lie in `root`, or in folders of it, where `study.roots` does not name them.
+
+    Raises ConfigError for a place that is no folder.
+    """
+    given = {"data.root": root, **{f"study.roots.{kind}": folder for kind, folder in study.roots.items()}}
+    for key, folder in given.items():
+        if folder is not None and not Path(folder).is_dir():
+            raise ConfigError(f"{key} must be a folder that is there; leave it out to run without those cells")
     folders = [Path(root), *sorted(path for path in Path(root).glob("*") if path.is_dir())] if root else []
     found = {kind: str(folder) for kind, mark in _MARKS.items() for folder in folders if next(folder.glob(mark), None)}
     return replace(study, roots={**found, **{kind: given for kind, given in study.roots.items() if given}})
@@ -65,8 +74,10 @@ def planned(study: StudyConfig, budget: str) -> list[Cell]:
 def _of_table(table: TableConfig, study: StudyConfig, budget: str) -> Iterator[Cell]:
     common = [*study.common, *table.common]
     combinations = [" ".join(parts) for parts in itertools.product(*table.vary)] if table.vary else []
-    loaded = [(words, _load([*common, *words.split()], study.roots, budget)) for words in (*combinations, *table.also)]
-    seeds = table.seeds or (loaded[0][1].seeds if loaded else ())
+    loaded = [(words, _load(table.name, common, words, study.roots, budget)) for words in (*combinations, *table.also)]
+    if not loaded:
+        raise ConfigError(f"table {table.name!r} of the study has no cell; give it vary or also")
+    seeds = table.seeds or loaded[0][1].seeds
     for seed in seeds:
         for words, config in loaded:
             seeded = replace(config, seeds=(seed,), campaign=replace(config.campaign, seed=seed))
@@ -74,22 +85,37 @@ def _of_table(table: TableConfig, study: StudyConfig, budget: str) -> Iterator[C
                 (table.name,),
                 table.setting,
                 seed,
-                (*common, *words.split()),
-                tuple(words.split()),
+                (*common, *split_words(words)),
+                split_words(words),
                 table.downstream,
                 seeded,
                 key_of(seeded, table.setting, downstream=table.downstream),
             )
 
 
-def _load(overrides: list[str], roots: Mapping[str, str | None], budget: str) -> SimulationConfig:
-    config = load("simulation", [*overrides, f"budget={budget}"], SimulationConfig)
+def split_words(words: str) -> tuple[str, ...]:
+    """Overrides with blanks between them; a blank inside brackets, braces or quotes is part of one."""
+    return tuple(match[0] for match in re.finditer(r"(?:\[[^\]]*\]|\{[^}]*\}|'[^']*'|\"[^\"]*\"|[^\s])+", words))
+
+
+def _load(table: str, common: list[str], words: str, roots: Mapping[str, str | None], budget: str) -> SimulationConfig:
+    overrides = [*common, *split_words(words)]
+    for override in overrides:
+        if override.lstrip("+~").partition("=")[0].startswith(_NOT_A_CELLS):
+            raise ConfigError(f"table {table!r} of the study: {override!r} is for the whole study, not for a cell")
+    try:
+        config = load("simulation", [*overrides, f"budget={budget}"], SimulationConfig)
+    except ConfigError as error:
+        raise ConfigError(f"table {table!r} of the study, {words or 'common'!r}: {error}") from None
     data, cross = config.campaign.data, config.cross
     if data.root is None and data.kind in roots:
         config = replace(config, campaign=replace(config.campaign, data=replace(data, root=roots[data.kind])))
     if cross is not None and cross.data.root is None and cross.data.kind in roots:
         config = replace(config, cross=replace(cross, data=replace(cross.data, root=roots[cross.data.kind])))
     return config
+
+
+_NOT_A_CELLS = ("budget", "run_dir", "fresh", "experiment", "study", "machine")
 
 
 def key_of(config: SimulationConfig, setting: str, *, downstream: bool) -> str:

@@ -11,6 +11,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
+from zipfile import BadZipFile
 
 import numpy as np
 from torch import nn
@@ -27,6 +28,7 @@ from shared.config import (
     TrainingConfig,
     to_dict,
 )
+from shared.errors import DataError
 from shared.networks import Networks, build_networks
 from shared.weights import load_arrays, to_arrays
 from simulation.comparators import train_judge
@@ -50,14 +52,22 @@ def judge_of(
     key = _key(asked, recipe)
     with locked(folder / f"{key}.lock"):
         kept = folder / f"{key}.npz"
-        networks = build_networks(asked)
-        if kept.is_file():
-            with np.load(kept, allow_pickle=False) as arrays:
-                load_arrays(networks, {name: arrays[name] for name in to_arrays(networks)})
-        else:
+        networks = _kept(kept, asked)
+        if networks is None:
             networks = train_judge(asked, together, machine, lambda step: None).networks
             write_atomically(kept, _npz(networks))
     return networks.recogniser.eval()
+
+
+def _kept(path: Path, asked: CampaignConfig) -> Networks | None:
+    """None where there is no judge, or a damaged file: it is trained again, to the same weights."""
+    networks = build_networks(asked)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            load_arrays(networks, {name: arrays[name] for name in to_arrays(networks)})
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, DataError):
+        return None
+    return networks
 
 
 def _asked(campaign: CampaignConfig, kind: Kind | None) -> CampaignConfig:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict
 from pathlib import Path
@@ -24,11 +25,11 @@ from server.report import write_report
 from server.wording import duration_shown
 from shared.checkpoint import write_atomically
 from shared.config import SimulationConfig, StudyConfig, campaign_digest, to_dict, without_places
-from shared.errors import ConfigError, DataError
+from shared.errors import ConfigError, DataError, PeerError
 from simulation.study.cell import conditions, run_cell
 from simulation.study.claims import claims_of
 from simulation.study.grid import Cell, planned, with_roots
-from simulation.study.locks import free
+from simulation.study.locks import free, locked
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("client", "server", "shared", "simulation")
@@ -56,8 +57,9 @@ def run_study(config: SimulationConfig, console: Console) -> Path:
         if config.study.limit is not None and done >= config.study.limit:
             break
         done += _one(cell, f"[{number}/{len(wanted)}]", folder, config, console)
-    report = write_study(folder, config, cells)
-    console.print(f"{len(_results(folder, cells))} of {len(cells)} cells are there")
+    with locked(folder / "report.lock"):  # the last to write has seen the most cells
+        report = write_study(folder, config, cells)
+        console.print(f"{len(_results(folder, cells))} of {len(cells)} cells are there")
     return report
 
 
@@ -86,7 +88,7 @@ def _one(cell: Cell, place: str, folder: Path, config: SimulationConfig, console
         try:
             with console.status("") as status:
                 result = run_cell(cell, folder, config.machine, lambda text: status.update(f"  {text}"))
-        except DataError as error:  # training that diverges: a result too, and no reason to stop at
+        except (DataError, PeerError) as error:  # training that diverges: a result too, and no reason to stop at
             console.print(f"{place} failed: {error}", markup=False, soft_wrap=True)
             failed = {"failed": str(error), "code": code_digest(), "overrides": cell.overrides, "seed": cell.seed}
             write_atomically(path, json.dumps(failed).encode())
@@ -124,13 +126,28 @@ def _results(folder: Path, cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
         if path.is_file():
             try:
                 values = json.loads(path.read_text())
-                whole = {"failed"} <= values.keys() or {"rows", "rounds", "seconds", "code"} <= values.keys()
-            except (ValueError, AttributeError):
-                whole = False
-            if not whole:
+            except (OSError, ValueError):
+                values = None
+            if not _is_whole(values):
                 raise DataError(f"the kept cell {path.name} cannot be read; remove it and run again")
             kept[cell.key] = values
     return kept
+
+
+def _is_whole(values: Any) -> bool:
+    """Whether a kept cell holds what the report takes from one."""
+    if not isinstance(values, dict) or "code" not in values:
+        return False
+    if "failed" in values:
+        return isinstance(values["failed"], str)
+    rows, rounds, seconds = (values.get(name) for name in ("rows", "rounds", "seconds"))
+    if not (isinstance(rows, list) and isinstance(rounds, list) and isinstance(seconds, int | float)):
+        return False
+    labelled = bool(rows) and all(isinstance(row, dict) and row.keys() >= _LABELS for row in rows)
+    return labelled and all(isinstance(record, dict) for record in rounds) and math.isfinite(seconds)
+
+
+_LABELS = {"method", "setting", "seed", "data", "degradation", "split", "site", "test_site", "n"}
 
 
 def write_study(folder: Path, config: SimulationConfig, cells: Sequence[Cell]) -> Path:

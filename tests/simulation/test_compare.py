@@ -23,15 +23,16 @@ from shared.config import (
     SimulationConfig,
     StrategyConfig,
     build,
+    load,
     to_dict,
 )
-from shared.errors import DataError
+from shared.errors import ConfigError, DataError
 from shared.networks import build_networks
 from shared.types import Arrays
 from shared.weights import to_arrays
 from simulation.claims import claims_of
 from simulation.comparators import side_by_side
-from simulation.compare import Comparison, compare, write_record
+from simulation.compare import Comparison, check_elsewhere, compare, write_record
 from simulation.progress import ModelStep
 
 
@@ -284,3 +285,28 @@ def test_every_enhancer_is_judged_on_the_other_data_set_too(
     record = write_record(tmp_path, config, [comparison], wall_s=1.0)
     assert json.loads(record.read_text())["claims"] == claims_of(plain.rows, config.compare, masks=True)
     assert "On another data set" in write_report(tmp_path).read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("data.test=hippocampus",), "data.test=hippocampus needs data.test_root=FOLDER"),
+        (("data.test=hippocampus", "data.test_root=/nowhere/secret"), "needs data.test_root=FOLDER"),
+        (("data.test=mni", "data.channels=3"), "has images of 1 channel"),
+        (("data.test=mni", "degrade=low_dose"), "data.test=mni does not go with this campaign: degrade=low_dose"),
+        (
+            ("data.test=mni", "recognise=cnn", "data.masks=[]"),
+            "data.test=mni does not go with this campaign: recognise",
+        ),
+    ],
+)
+def test_a_data_set_that_cannot_be_tested_on_is_refused_before_training(words: tuple[str, ...], reason: str) -> None:
+    config = load("simulation", ["data=phantom", *words], SimulationConfig)
+    with pytest.raises(ConfigError, match=reason) as caught:
+        check_elsewhere(config)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_data_set_that_can_be_tested_on_passes() -> None:
+    check_elsewhere(load("simulation", ["data=phantom", "data.test=mni"], SimulationConfig))
+    check_elsewhere(load("simulation", ["data=phantom"], SimulationConfig))

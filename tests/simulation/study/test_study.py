@@ -18,7 +18,7 @@ from simulation.cli import main
 from simulation.study import judges
 from simulation.study import run as study_run
 from simulation.study.cell import opened
-from simulation.study.grid import Cell, key_of, planned, with_roots
+from simulation.study.grid import Cell, key_of, planned, split_words, with_roots
 from simulation.study.judges import judge_of
 from simulation.study.locks import free, locked
 
@@ -108,14 +108,38 @@ def test_data_sets_are_found_in_one_folder_and_a_named_one_goes_first(tmp_path: 
         (tmp_path / place).touch()
     found = with_roots(study_of(table(), roots={"hippocampus": None}), str(tmp_path)).roots
     assert found == {"hippocampus": str(tmp_path / "mr"), "pneumonia": str(tmp_path / "xray")}
-    named = with_roots(study_of(table(), roots={"hippocampus": "mine"}), str(tmp_path)).roots
-    assert named["hippocampus"] == "mine"
+    named = with_roots(study_of(table(), roots={"hippocampus": str(tmp_path / "odd")}), str(tmp_path)).roots
+    assert named["hippocampus"] == str(tmp_path / "odd")
+    with pytest.raises(ConfigError, match=r"study.roots.hippocampus must be a folder"):
+        with_roots(study_of(table(), roots={"hippocampus": str(tmp_path / "none")}), None)
+    with pytest.raises(ConfigError, match=r"data.root must be a folder"):
+        with_roots(study_of(table()), str(tmp_path / "none"))
     assert with_roots(study_of(table(), roots={"hippocampus": None}), None).roots == {}
 
 
 def test_a_table_with_an_override_that_is_not_one_is_refused() -> None:
     with pytest.raises(ConfigError, match="task_wait"):
         planned(study_of(table(vary=(("objective.task_wait=1",),))), "quick")
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("objective=plian",), "table 'rivals' of the study, 'objective=plian': objective=plian is not known"),
+        (("budget=full",), "is for the whole study"),
+        (("run_dir=elsewhere",), "is for the whole study"),
+        (("+study.limit=1",), "is for the whole study"),
+    ],
+)
+def test_a_cell_that_cannot_be_is_refused_with_its_table(words: tuple[str, ...], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        planned(study_of(table(vary=(words,))), "quick")
+
+
+def test_a_blank_inside_brackets_is_part_of_an_override() -> None:
+    assert split_words("degrade.sigma=[0.2, 0.3]  a={b: 1, c: 2} name='x y' d=1") == (
+        "degrade.sigma=[0.2, 0.3]", "a={b: 1, c: 2}", "name='x y'", "d=1",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("changes", [{"only": ("nothing",)}, {"limit": -1}])
@@ -195,13 +219,25 @@ def test_every_setting_and_downstream_network_gives_rows(tmp_path: Path, quiet: 
     assert not list((tmp_path / "federations").glob("*")), "checkpoints of a finished cell are let go"
 
 
-def test_a_damaged_cell_is_named(tmp_path: Path, quiet: Console) -> None:
+ROW = {"method": "plain", "setting": "pooled", "seed": 0, "data": "phantom", "degradation": "gaussian"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{", "[]", "{}", '{"rows":[],"rounds":[],"seconds":1,"code":"x"}',
+        '{"rows":[1],"rounds":[],"seconds":1,"code":"x"}',
+        '{"rows":[{}],"rounds":[],"seconds":1,"code":"x"}', '{"failed":1,"code":"x"}',
+        json.dumps({"rows": [ROW], "rounds": [], "seconds": float("nan"), "code": "x"}),
+    ],
+)  # fmt: skip
+def test_a_damaged_cell_is_named(tmp_path: Path, quiet: Console, text: str) -> None:
     config = config_of(study_of(table()), tmp_path)
     assert config.study is not None
     cells = planned(config.study, "quick")
     (tmp_path / "cells").mkdir()
     for cell in cells:
-        (tmp_path / "cells" / f"{cell.key}.json").write_text("{")
+        (tmp_path / "cells" / f"{cell.key}.json").write_text(text)
     with pytest.raises(DataError, match=r"cannot be read; remove it"):
         study_run.run_study(config, quiet)
 
@@ -276,3 +312,21 @@ def test_data_are_written_once_for_all_cells(tmp_path: Path) -> None:
     first, second = (opened(cell.config, tmp_path) for cell in cells_of("objective=plain", "objective=joint"))
     assert first.stores == second.stores
     assert np.array_equal(first.together.test.clean_NCHW.numpy(), second.together.test.clean_NCHW.numpy())
+
+
+def test_a_damaged_judge_is_trained_again_to_the_same_weights(tmp_path: Path) -> None:
+    (cell,) = cells_of("objective=plain")
+    machine = config_of(study_of(table()), tmp_path).machine
+    data = opened(cell.config, tmp_path)
+
+    def weights() -> torch.Tensor:
+        judge = judge_of(cell.config.campaign, data.together, data.recipe, tmp_path / "judges", machine)
+        return torch.cat([parameter.flatten() for parameter in judge.parameters()])
+
+    first = weights()
+    (kept,) = (tmp_path / "judges").glob("*.npz")
+    whole = kept.read_bytes()
+    for damaged in (b"", b"nonsense", whole[:100], whole[: len(whole) // 2]):
+        kept.write_bytes(damaged)
+        assert torch.equal(weights(), first)
+        assert kept.read_bytes() == whole
