@@ -192,16 +192,20 @@ def direction(
     blocks: Sequence[int] = (),
     cosines_TM: Tensor | None = None,
 ) -> Direction:
-    """d from g and every task's v. A gradient that is not finite closes its gate, for NaN is not above 0."""
+    """d from g and every task's v. A gradient that is not finite closes its gate, for NaN is not above 0.
+
+    With objective.relative several tasks share lambda, so that together they add as much as one. A task whose v is 0,
+    as where no image of the batch has a label for it, has no share.
+    """
     norm_g = torch.linalg.vector_norm(g_D)
+    norms_T = [torch.linalg.vector_norm(v_D) for v_D in v_TD]
+    shares = torch.stack([norm_v != 0 for norm_v in norms_T]).sum().clamp(min=1)  # stays on the device
     added_D = torch.zeros_like(g_D)
     opened, cosines = [], []
-    for task, v_D in enumerate(v_TD):
-        norm_v = torch.linalg.vector_norm(v_D)
+    for task, (v_D, norm_v) in enumerate(zip(v_TD, norms_T, strict=True)):
         weight = torch.full_like(norm_v, objective.task_weight)
         if objective.relative:
-            # Several tasks share lambda: together they add as much as one.
-            weight = torch.where(norm_v > 0, weight / len(v_TD) * norm_g / norm_v, 0.0)
+            weight = torch.where(norm_v > 0, weight / shares * norm_g / norm_v, 0.0)
         passed = gates.Passed(v_D, torch.ones_like(norm_v))
         if objective.gated:
             passed = gates.passed(g_D, v_D, objective, blocks, None if cosines_TM is None else cosines_TM[task])
@@ -286,10 +290,15 @@ def _move_enhancer(
 def require_finite(finite: Tensor) -> None:
     """Raises DataError where a loss or gradient of training was not finite."""
     if not bool(finite):
-        raise DataError(
-            "training stopped before its update: a loss or gradient is not finite; lower training.learning_rate, "
-            "or check the images that this site ingested"
-        )
+        raise not_finite()
+
+
+def not_finite() -> DataError:
+    """The error of a training that has exploded."""
+    return DataError(
+        "training stopped before its update: a loss or gradient is not finite; lower training.learning_rate, "
+        "or check the images that this site ingested"
+    )
 
 
 def clipped(gradient_D: Tensor, limit: float | None) -> tuple[Tensor, Tensor]:

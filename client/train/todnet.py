@@ -34,7 +34,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from client.train.gradprom import MainLoss, fidelity, trained
+from client.train.gradprom import MainLoss, fidelity, not_finite, trained
 from client.train.optimiser import Optimiser, RMSprop
 from shared.config import CampaignConfig
 from shared.config.campaign import CriticConfig
@@ -50,7 +50,8 @@ def main_loss(
 
     `rng` draws where the gradient penalty looks; `gaps` receives the critic's estimate of the Wasserstein distance
     between clean and enhanced images (up to its Lipschitz constant), before each of its steps.
-    Raises ConfigError or DataError where vgg-wgan's weights cannot be used.
+    Raises ConfigError or DataError where vgg-wgan's weights cannot be used. The loss raises DataError where the weights
+    of a spectral critic are not finite.
     """
     config = campaign.objective.critic
     fidelity_of = _fidelity(campaign, next(critic.parameters()).device)
@@ -58,7 +59,7 @@ def main_loss(
     def loss(enhanced_BCHW: Tensor, clean_BCHW: Tensor) -> Tensor:
         # In float32: scores of a clipped critic are small differences, and autocast would go on using the weights that
         # it cast before the critic's step.
-        with torch.autocast(enhanced_BCHW.device.type, enabled=False):
+        with torch.autocast(enhanced_BCHW.device.type, enabled=False), _eigenvalues_found():
             gaps.append(critic_step(critic, optimiser, enhanced_BCHW.detach(), clean_BCHW, config, rng))
             with _fixed(critic):
                 score: Tensor = critic(enhanced_BCHW).mean()
@@ -107,6 +108,15 @@ def _fixed(critic: nn.Module) -> Iterator[None]:
     finally:
         for weight in weights:
             weight.requires_grad_(True)
+
+
+@contextlib.contextmanager
+def _eigenvalues_found() -> Iterator[None]:
+    """The spectral critic's eigenvalues have no answer for weights that are not finite, and say it by an exception."""
+    try:
+        yield
+    except torch.linalg.LinAlgError:
+        raise not_finite() from None
 
 
 def _fidelity(campaign: CampaignConfig, device: torch.device) -> MainLoss:

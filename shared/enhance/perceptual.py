@@ -24,6 +24,10 @@ WIDTHS = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
 SMALLEST_PX = 16
 """Four halvings leave nothing of a smaller image."""
 
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+"""What weights may be kept in; fewer bits are a quantisation with scales of its own, and torch computes little in them.
+"""
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -87,11 +91,11 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _array(arrays: dict[str, Tensor], name: str, shape: tuple[int, ...], file: str) -> Tensor:
     array = arrays.get(name)
-    fits = isinstance(array, Tensor) and tuple(array.shape) == shape and array.is_floating_point()
+    fits = isinstance(array, Tensor) and tuple(array.shape) == shape and array.dtype in FLOATS
     if array is None or not fits or not bool(torch.isfinite(array).all()):
         raise DataError(
-            f"objective.vgg_weights: {file!r} must hold {name!r} as finite floats of shape {shape}, got "
-            f"{_described(array)}; take torchvision's VGG-19 without BatchNorm"
+            f"objective.vgg_weights: {file!r} must hold {name!r} as finite float32 (float16, bfloat16) of shape "
+            f"{shape}, got {_described(array)}; take torchvision's VGG-19 without BatchNorm"
         )
     return array.detach().float()
 

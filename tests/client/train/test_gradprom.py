@@ -146,6 +146,32 @@ def test_no_task_gradient_is_no_division_by_zero() -> None:
         assert float(step.cosine) == 0
 
 
+@pytest.mark.parametrize("kind", ["joint", "gradprom"])
+def test_a_task_without_a_gradient_leaves_its_share_of_lambda_to_the_others(kind: str) -> None:
+    """No image of the batch has a label for it, or its weight is 0."""
+    g, v = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 1.0])
+    rule = ObjectiveConfig(kind=kind, relative=True, task_weight=0.5)  # type: ignore[arg-type]
+    alone = gradprom.direction(g, [v], rule)
+    torch.testing.assert_close(alone.added_D.norm(), 0.5 * g.norm())
+    for v_TD in ([v, torch.zeros(2)], [torch.zeros(2), v, torch.zeros(2)]):
+        assert torch.equal(gradprom.direction(g, v_TD, rule).d_D, alone.d_D)
+    three = gradprom.direction(g, [v, 2 * v, torch.zeros(2)], rule)
+    torch.testing.assert_close(three.d_D, alone.d_D)
+    assert torch.equal(gradprom.direction(g, [torch.zeros(2)] * 2, rule).d_D, g)
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 3])
+def test_where_every_task_has_a_gradient_each_has_its_part_of_lambda_to_the_bit(tasks: int) -> None:
+    rng = torch.Generator().manual_seed(tasks)
+    g, *v_TD = torch.randn(tasks + 1, 50, generator=rng)
+    rule = ObjectiveConfig(kind="joint", relative=True, task_weight=0.7)
+    expected = torch.zeros(50)
+    for v in v_TD:
+        weight = torch.full_like(v[0], 0.7) / tasks * torch.linalg.vector_norm(g) / torch.linalg.vector_norm(v)
+        expected = expected + weight * v
+    assert torch.equal(gradprom.direction(g, v_TD, rule).added_D, expected)
+
+
 class BatchNormRecogniser(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -23,7 +23,7 @@ from shared.config import CampaignConfig, EnhancerConfig, MachineConfig
 from shared.enhance.critic import CLIP, build_critic
 from shared.enhance.losses import enhancement_loss
 from shared.enhance.todnet import TODNetGenerator
-from shared.errors import ConfigError
+from shared.errors import ConfigError, DataError
 from shared.networks import Networks, build_networks
 from shared.recognise.losses import labelled, mask_loss_B, supervised_losses
 from shared.recognise.networks import Recognition
@@ -362,3 +362,16 @@ def test_micro_batches_move_the_critic_once_each(campaign: CampaignConfig) -> No
     ]
     assert len(gaps) == len(parts) == 2
     assert all(a.enhance_D.shape == b.enhance_D.shape for a, b in itertools.pairwise(parts))
+
+
+@pytest.mark.parametrize("size", [float("nan"), float("inf"), 1e30])
+def test_a_spectral_critic_that_has_exploded_stops_the_training_in_words(
+    campaign: CampaignConfig, machine: MachineConfig, size: float
+) -> None:
+    campaign = wgan(campaign, constraint="spectral")
+    networks = build_networks(campaign)
+    assert networks.critic is not None
+    with torch.no_grad():
+        next(networks.critic.parameters()).fill_(size)
+    with pytest.raises(DataError, match="training stopped before its update: a loss or gradient is not finite"):
+        train_round(networks, disc_slices(10), campaign, machine, site="a", round=1, steps=1)

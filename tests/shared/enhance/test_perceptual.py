@@ -134,7 +134,10 @@ def test_a_file_that_would_run_code_runs_none(tmp_path: Path, monkeypatch: pytes
         ("features.5.bias", None, "got NoneType"),
         ("features.0.weight", torch.zeros(64, 1, 3, 3), r"got torch.float32 of shape \(64, 1, 3, 3\)"),
         ("features.2.bias", torch.zeros(64, dtype=torch.int64), "got torch.int64"),
-        ("features.2.bias", torch.full((64,), float("nan")), "finite floats"),
+        ("features.2.bias", torch.full((64,), float("nan")), "finite float32"),
+        ("features.2.bias", torch.zeros(64, dtype=torch.float8_e4m3fn), r"got torch.float8_e4m3fn of shape \(64,\)"),
+        ("features.0.weight", torch.zeros(64, 3, 3, 3, dtype=torch.float8_e5m2), "got torch.float8_e5m2"),
+        ("features.0.bias", torch.zeros(64, dtype=torch.float64), "got torch.float64"),
     ],
 )
 def test_the_first_array_that_does_not_fit_is_named(
@@ -146,6 +149,19 @@ def test_the_first_array_that_does_not_fit_is_named(
     assert name in message
     assert re.search(reason, message)
     assert str(tmp_path) not in message
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_16_bits_are_widened(dtype: torch.dtype, tmp_path: Path) -> None:
+    shapes = layer_shapes()
+    arrays = {f"features.{n}.weight": torch.zeros(1, dtype=dtype).expand(w, c, 3, 3) for n, (c, w) in shapes.items()}
+    arrays |= {f"features.{n}.bias": torch.full((w,), 0.5, dtype=dtype) for n, (_, w) in shapes.items()}
+    path = tmp_path / "small.safetensors"
+    save_file({name: array.contiguous() for name, array in arrays.items()}, path)
+    vgg = load_vgg19(str(path))
+    path.unlink()  # 40 MB
+    assert all(weight.dtype == bias.dtype == torch.float32 for weight, bias in vgg.convolutions)
+    assert float(vgg.convolutions[0][1][0]) == 0.5
 
 
 def test_weights_move_between_devices_as_a_whole() -> None:
