@@ -46,6 +46,10 @@ def simulate(config: SimulationConfig, console: Console) -> Path:
     """
     resolved_device(config.machine)  # before anything is written: every site would decline
     check_elsewhere(config)
+    if config.campaign.objective.kind == "vgg-wgan":
+        from shared.enhance.perceptual import load_vgg19
+
+        load_vgg19(str(config.campaign.objective.vgg_weights))
     if config.study is not None:
         from simulation.study.run import run_study
 

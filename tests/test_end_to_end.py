@@ -183,3 +183,14 @@ def test_other_code_starts_the_cell_over(finished: Path, monkeypatch: pytest.Mon
     (tmp_path / "client" / "changed.py").write_text("x = 1\n")
     monkeypatch.setattr(campaigns, "ROOT", tmp_path)
     assert campaigns.cell_key(config, 0) != key
+
+
+def test_vgg_weights_that_are_not_there_are_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["experiment=phantom", "objective=vgg-wgan", f"objective.vgg_weights={tmp_path}/secret/vgg19.safetensors"]
+    assert main([*words, f"run_dir={tmp_path}/run"]) == 2
+    error = capsys.readouterr().err
+    assert "no file 'vgg19.safetensors' here" in error
+    assert "secret" not in error
+    assert not (tmp_path / "run").exists()
