@@ -63,4 +63,5 @@ if __name__ == "__main__":
     try:
         print(write_report(Path(sys.argv[1])))
     except WardroundError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.findings import SETTINGS
+from server.contract import SETTINGS
 from server.wording import METRICS
 
 Summary = list[tuple[tuple[str, str], dict[str, float]]]

@@ -9,18 +9,17 @@ page, named after the page.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from server.contract import SETTINGS, checked, contract_of, read_json
 from server.summary import at_home
 from server.wording import METRICS, duration_shown, shown
 from shared.errors import DataError, WardroundError
 from simulation.study.document import READING, document
 
-SETTINGS = ("clean", "degraded", "local", "pooled", "federated", "personalised")
 COLUMNS = ("psnr_db", "ssim", "psnr_db_region", "dice", "judge_dice", "accuracy", "auc", "samples_seen", "bytes_up")
 
 
@@ -72,11 +71,9 @@ def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> str:
 
 
 def _report(run_dir: Path) -> Mapping[str, Any]:
-    try:
-        report: Mapping[str, Any] = json.loads((run_dir / "report.json").read_text())
-    except (OSError, ValueError):
-        raise DataError(f"{run_dir.name} holds no readable report.json; give the folder of a finished run") from None
-    return report
+    if not (run_dir / "report.json").is_file():
+        raise DataError(f"{run_dir.name} holds no report.json; give the folder of a finished run")
+    return contract_of(checked(read_json(run_dir / "report.json"), f"report.json of {run_dir.name}"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -116,7 +116,7 @@ def test_text_of_others_is_escaped(record: dict[str, Any], tmp_path: Path) -> No
 
 def test_a_study_that_lacks_its_cells_is_bad_data(record: dict[str, Any], tmp_path: Path) -> None:
     del record["study"]["cells"]
-    with pytest.raises(DataError, match="study without"):
+    with pytest.raises(DataError, match="a study that has no usable .cells."):
         written(record, tmp_path)
 
 
