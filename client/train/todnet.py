@@ -115,7 +115,7 @@ def _eigenvalues_found() -> Iterator[None]:
     """The spectral critic's eigenvalues have no answer for weights that are not finite, and say it by an exception."""
     try:
         yield
-    except torch.linalg.LinAlgError:
+    except torch._C._LinAlgError:
         raise not_finite() from None
 
 
