@@ -115,7 +115,7 @@ def _eigenvalues_found() -> Iterator[None]:
     """The spectral critic's eigenvalues have no answer for weights that are not finite, and say it by an exception."""
     try:
         yield
-    except torch._C._LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # public, but not in its `__all__`
         raise not_finite() from None
 
 
