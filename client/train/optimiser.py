@@ -125,8 +125,8 @@ class Split:
         self._weight_decay, self._adaptive, self._rests = weight_decay, adaptive, rests
         self._parameters = list(parameters)
         size = sum(parameter.numel() for parameter in parameters)
-        self._main_D, self._added_D, self._square_D, self._added_steps_D, self.added_change_D = (
-            torch.zeros(size, device=parameters[0].device) for _ in range(5)
+        self._main_D, self._added_D, self._square_D, self.added_change_D = (
+            torch.zeros(size, device=parameters[0].device) for _ in range(4)
         )
         self._steps = 0
 
@@ -147,13 +147,10 @@ class Split:
         self._main_D.lerp_(d_D - added_D, 1 - BETAS[0])
         self._added_D.lerp_(added_D, (1 - BETAS[0]) * acts_D)
         self._square_D.mul_(BETAS[1]).addcmul_(d_D, d_D, value=1 - BETAS[1])
-        self._added_steps_D += acts_D
         root_D = (self._square_D / (1 - BETAS[1] ** self._steps)).sqrt_().add_(EPSILON)
-        unbiased_D = 1 - BETAS[0] ** self._added_steps_D.clamp(min=1)
-        return (
-            self._main_D / (1 - BETAS[0] ** self._steps) / root_D,
-            acts_D * self._added_D / unbiased_D / root_D,
-        )
+        # One count for both: a correction of its own would let the first thing added through at ten times its weight.
+        unbiased_D = root_D * (1 - BETAS[0] ** self._steps)
+        return self._main_D / unbiased_D, acts_D * self._added_D / unbiased_D
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:

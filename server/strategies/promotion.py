@@ -29,9 +29,9 @@ difference.
 
 Know before use: M answers to A. Once recognition has moved a weight, the later steps' own gradient pulls it back, so
 the longer the local round, the nearer <A, M> comes to -|A|^2, also where A was welcome at every step. `global` and
-`layer` then stay closed and let through M with the answer but without what it answered to, a longer step than the sites
-took, which costs quality (docs/results/enhancement.md); a test shows it on a parabola. `orthogonal` takes the answer out
-as well. `cosine` beside `-added_share` in the round's record tells the answer from a conflict.
+`layer` then stay closed and let through M with the answer but without what it answered to, a longer step than the
+sites took, which costs quality (docs/results/enhancement.md); a test shows it on a parabola. `orthogonal` takes the
+answer out as well. `cosine` beside `-added_share` in the round's record tells the answer from a conflict.
 
 Cost: the enhancer's weights once more, in 16 bits. An upload is 1 + E / (2 (E + R)) of a model, for E weights of the
 enhancer and R of the other networks: 1.25 where they are equal, above 1.3 only where E > 1.5 R; counted with the
