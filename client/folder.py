@@ -70,6 +70,7 @@ def create(folder: Path, name: str, coordinator: str, authority: Path) -> Path:
     certificate = _authority(authority)
     for part in (folder, *(folder / part for part in ("approvals", "flower", "logs"))):
         keystore.private_folder(part)
+    (folder / ".gitignore").write_text("*\n")  # keys and patients, should the folder lie in a repository
     (folder / "ca.crt").write_bytes(certificate)
     keystore.create_secret(folder / "site.secret")
     public = keystore.create_site_key(folder / "key")

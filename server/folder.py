@@ -73,6 +73,7 @@ def found(folder: Path, name: str, hosts: tuple[str, ...], port: int, now: dt.da
     coordinator = Coordinator(folder, name, _with_loopback(hosts), port)
     for part in (folder, *(folder / part for part in ("ca", "tls", "sites", "runs", "flower", "logs"))):
         keystore.private_folder(part)
+    (folder / ".gitignore").write_text("*\n")  # keys and runs, should the folder lie in a repository
     authority = certificates.create_authority(name, now)
     keystore.write_private(folder / "ca" / "ca.key", authority.key)
     coordinator.authority.write_bytes(authority.certificate)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import shutil
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -93,3 +95,10 @@ def test_no_site_and_a_damaged_one(tmp_path: Path, site: Path) -> None:
     (site / "site.json").write_text(json.dumps({"name": "a", "coordinator": "h:1", "machine": {"gpu": 1}}))
     with pytest.raises(ConfigError, match="machine.gpu"):
         folder.read(site)
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_a_site_inside_a_repository_is_not_committed(tmp_path: Path, site: Path) -> None:
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    seen = subprocess.run(["git", "-C", str(tmp_path), "status", "--short", "site"], check=True, capture_output=True)
+    assert seen.stdout == b""
