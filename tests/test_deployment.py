@@ -158,7 +158,7 @@ def status(federation: Federation, capsys: pytest.CaptureFixture[str]) -> dict[s
 def test_admitted_sites_come_online(federation: Federation, capsys: pytest.CaptureFixture[str]) -> None:
     wait_for("the coordinator serves", lambda: "is served" in federation.output("coordinator"), 60)
     online = dict.fromkeys(SITES, "online")
-    wait_for("three sites online", lambda: status(federation, capsys)["sites"] == online, 90)
+    wait_for("three sites online", lambda: status(federation, capsys)["sites"] == online, 180)
     for name in SITES:
         assert client.cli.main(["check", str(federation.site(name))]) == 0
 
