@@ -12,14 +12,12 @@ An interrupted run loses at most the round that it was in.
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +29,7 @@ from shared.config import SimulationConfig, to_dict
 from shared.errors import ConfigError, DataError
 from shared.networks import resolved_device
 from simulation.compare import Comparison, check_elsewhere, compare, elsewhere_config, write_record
+from simulation.locks import free
 from simulation.pictures import write_pictures
 from simulation.prepare import Prepared, prepare
 from simulation.progress import Display
@@ -65,20 +64,15 @@ def simulate(config: SimulationConfig, console: Console) -> Path:
 
 @contextmanager
 def _locked(run_dir: Path) -> Iterator[None]:
-    """One run at a time in a folder; the kernel frees the lock when the process dies, however it dies."""
-    try:
-        descriptor = os.open(run_dir / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError:
-        raise ConfigError("run_dir may not be written; choose another folder") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise ConfigError("another run is writing this run_dir; wait until it ends, or choose another folder") from None
-    try:
+    """One run at a time in a folder."""
+    with ExitStack() as held:
+        try:
+            mine = held.enter_context(free(run_dir / ".lock"))
+        except OSError:
+            raise ConfigError("run_dir may not be written; choose another folder") from None
+        if not mine:
+            raise ConfigError("another run is writing this run_dir; wait until it ends, or choose another folder")
         yield
-    finally:
-        os.close(descriptor)
 
 
 def _simulate(config: SimulationConfig, run_dir: Path, console: Console) -> Path:

@@ -102,8 +102,7 @@ def side_by_side(work: Sequence[Callable[[OnStep], Result]], lanes: int, on_step
 def train_local(campaign: CampaignConfig, data: SiteData, machine: MachineConfig, on_step: OnStep) -> Model:
     """One site on its own: the batches that it draws in the federation, without the others' weights."""
     steps = campaign.training.local_steps
-    trained = _trained(alone(campaign), data.train, machine, name=data.site, steps=steps, on_step=on_step)
-    return Model("local", data.site, *trained)
+    return _model("local", data.site, alone(campaign), data.train, machine, data.site, steps, on_step)
 
 
 def train_pooled(
@@ -114,7 +113,7 @@ def train_pooled(
     steps = training.local_steps * (sites if batch == "site" else 1)
     size = training.batch_size * (1 if batch == "site" else sites)
     apart = replace(alone(campaign), training=replace(training, batch_size=size))
-    return Model("pooled", "all", *_trained(apart, data.train, machine, name="pooled", steps=steps, on_step=on_step))
+    return _model("pooled", "all", apart, data.train, machine, "pooled", steps, on_step)
 
 
 def train_judge(campaign: CampaignConfig, data: SiteData, machine: MachineConfig, on_step: OnStep) -> Model:
@@ -125,7 +124,7 @@ def train_judge(campaign: CampaignConfig, data: SiteData, machine: MachineConfig
         objective=replace(campaign.objective, kind="plain", warmup=_ALMOST_ALL),
     )
     steps = campaign.training.local_steps
-    return Model("judge", "all", *_trained(apart, data.train, machine, name="judge", steps=steps, on_step=on_step))
+    return _model("judge", "all", apart, data.train, machine, "judge", steps, on_step)
 
 
 _ALMOST_ALL = 1 - 1e-9
@@ -137,9 +136,25 @@ def alone(campaign: CampaignConfig) -> CampaignConfig:
     return replace(campaign, strategy=StrategyConfig(kind="fedavg"))
 
 
-def _trained(
+def _model(
+    setting: str,
+    site: str,
+    campaign: CampaignConfig,
+    slices: Slices,
+    machine: MachineConfig,
+    name: str,
+    steps: int,
+    on_step: OnStep,
+) -> Model:
+    networks, records = trained_alone(campaign, slices, machine, name=name, steps=steps, on_step=on_step)
+    samples, seconds = (sum(record[key] for record in records) for key in ("samples", "seconds"))
+    return Model(setting, site, networks, samples, seconds)
+
+
+def trained_alone(
     campaign: CampaignConfig, slices: Slices, machine: MachineConfig, *, name: str, steps: int, on_step: OnStep
-) -> tuple[Networks, float, float]:
+) -> tuple[Networks, list[Mapping[str, float]]]:
+    """`steps` steps in each of the campaign's rounds, one optimiser from the first to the last; a record per round."""
     networks = build_networks(campaign)
     rounds = campaign.rounds.rounds
     state: TrainingState | None = None
@@ -157,7 +172,7 @@ def _trained(
             on_step=partial(_step_done, on_step, name, (number - 1) * steps, rounds * steps),
         )
         records.append(record)
-    return networks, sum(record["samples"] for record in records), sum(record["seconds"] for record in records)
+    return networks, records
 
 
 def _step_done(on_step: OnStep, name: str, before: int, total: int, step: int, steps: int) -> None:

@@ -22,19 +22,18 @@ from torch import Tensor, nn
 
 from client.dataset import SiteData, Slices, merge, open_site
 from client.evaluate import evaluate
-from client.train.local import TrainingState, train_round
 from server.closing import labels_of
 from shared.config import CampaignConfig, DegradeConfig, MachineConfig, SimulationConfig, to_dict
 from shared.networks import Networks, build_networks
 from shared.weights import load_arrays
-from simulation.comparators import alone, train_local
+from simulation.comparators import alone, train_local, trained_alone
 from simulation.compare import elsewhere_config
+from simulation.locks import locked
 from simulation.prepare import prepare
 from simulation.rows import metrics_of
 from simulation.run import run_federation
 from simulation.study.grid import REAL, Cell
 from simulation.study.judges import DOWNSTREAM, judge_of
-from simulation.study.locks import locked
 
 Row = dict[str, Any]
 Say = Callable[[str], None]
@@ -107,8 +106,16 @@ def _models(
         case "untrained":
             return [replace(build_networks(campaign), enhancer=_NonLocalMeans())], []
         case "pooled":
-            networks, records = train_pooled(alone(campaign), data.together.train, machine, say)
-            return [networks], records
+            steps = campaign.training.local_steps
+            networks, records = trained_alone(
+                alone(campaign),
+                data.together.train,
+                machine,
+                name="pooled",
+                steps=steps,
+                on_step=lambda step: say(f"{step.done}/{step.total} steps"),
+            )
+            return [networks], list(records)
         case "local":
             return [train_local(campaign, site, machine, lambda step: None).networks for site in data.datas], []
         case "federated":
@@ -128,23 +135,6 @@ def _record(record: Mapping[str, Any]) -> dict[str, Any]:
     means = {key: float(np.mean([site[key] for site in sites])) for key in sorted(common)}
     extra = {key: record[key] for key in ("promotion", "bytes_up", "bytes_down") if key in record}
     return {**means, **extra}
-
-
-def train_pooled(
-    campaign: CampaignConfig, slices: Slices, machine: MachineConfig, say: Say
-) -> tuple[Networks, list[Mapping[str, Any]]]:
-    """`rounds * local_steps` steps on all sites' slices, one optimiser from the first to the last."""
-    networks = build_networks(campaign)
-    state: TrainingState | None = None
-    records: list[Mapping[str, Any]] = []
-    rounds, steps = campaign.rounds.rounds, campaign.training.local_steps
-    for number in range(1, rounds + 1):
-        record, state = train_round(
-            networks, slices, campaign, machine, site="pooled", round=number, steps=steps, state=state
-        )
-        records.append(record)
-        say(f"{number * steps}/{rounds * steps} steps")
-    return networks, records
 
 
 def _rows(

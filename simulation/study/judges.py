@@ -32,7 +32,7 @@ from shared.errors import DataError
 from shared.networks import Networks, build_networks
 from shared.weights import load_arrays, to_arrays
 from simulation.comparators import train_judge
-from simulation.study.locks import locked
+from simulation.locks import locked
 
 Kind = Literal["unet", "cnn", "vnet", "resunet", "voxresnet"]
 DOWNSTREAM: tuple[Kind, ...] = ("unet", "vnet", "resunet", "voxresnet")

@@ -26,10 +26,10 @@ from server.wording import duration_shown
 from shared.checkpoint import write_atomically
 from shared.config import SimulationConfig, StudyConfig, campaign_digest, to_dict, without_places
 from shared.errors import ConfigError, DataError, PeerError
+from simulation.locks import free, locked
 from simulation.study.cell import conditions, run_cell
 from simulation.study.claims import claims_of
 from simulation.study.grid import Cell, planned, with_roots
-from simulation.study.locks import free, locked
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("client", "server", "shared", "simulation")
@@ -59,7 +59,7 @@ def run_study(config: SimulationConfig, console: Console) -> Path:
         done += _one(cell, f"[{number}/{len(wanted)}]", folder, config, console)
     with locked(folder / "report.lock"):  # the last to write has seen the most cells
         report = write_study(folder, config, cells)
-        console.print(f"{len(_results(folder, cells))} of {len(cells)} cells are there")
+        console.print(f"{sum(_path(folder, cell).is_file() for cell in cells)} of {len(cells)} cells are there")
     return report
 
 

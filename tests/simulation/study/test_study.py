@@ -15,12 +15,12 @@ from rich.console import Console
 from shared.config import SimulationConfig, StudyConfig, TableConfig, load
 from shared.errors import ConfigError, DataError
 from simulation.cli import main
+from simulation.locks import free, locked
 from simulation.study import judges
 from simulation.study import run as study_run
 from simulation.study.cell import opened
 from simulation.study.grid import Cell, key_of, planned, split_words, with_roots
 from simulation.study.judges import judge_of
-from simulation.study.locks import free, locked
 
 TINY = ("data=phantom", "rounds=2", "training.local_steps=3", "training.batch_size=2", "seed=0")
 SMALL = ("enhance.channels=4", "enhance.depth=2", "recognise.channels=4", "recognise.depth=2", "objective.warmup=0.5")
