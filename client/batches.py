@@ -12,6 +12,7 @@ import queue
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,7 +68,7 @@ def _training_batch(
     else:
         drawn = [Augmentation(False, 0, 0)] * len(chosen_B)
     clean_BCHW = augmented(slices.clean_NCHW[chosen_B], drawn)
-    measured: list[Tensor] = []
+    measured: Sequence[Tensor] = ()
     if campaign.degrade.kind == "pairs":
         assert slices.degraded_NCHW is not None, "open_site refuses a site without pairs"
         degraded_BCHW = augmented(slices.degraded_NCHW[chosen_B], drawn)
@@ -75,11 +76,15 @@ def _training_batch(
         degraded_BCHW, *measured = _degraded(clean_BCHW, campaign, [degrade] * len(chosen_B))
     mask_BHW = augmented(slices.mask_NHW[chosen_B], drawn).long()
     labels = slices.has_mask_N[chosen_B], slices.diagnosis_N[chosen_B]
-    return Batch(degraded_BCHW, clean_BCHW, mask_BHW, *labels, *measured)
+    return Batch(degraded_BCHW, clean_BCHW, mask_BHW, *labels, **_kspace(measured))
 
 
-def _degraded(clean_BCHW: Tensor, campaign: CampaignConfig, rngs: Sequence[torch.Generator]) -> tuple[Tensor, ...]:
+def _degraded(
+    clean_BCHW: Tensor, campaign: CampaignConfig, rngs: Sequence[torch.Generator]
+) -> tuple[Tensor] | tuple[Tensor, Tensor, Tensor]:
     """The degraded images; for data consistency also the k-space that was acquired of each, and its rows."""
+    if campaign.degrade.kind == "none":
+        return (clean_BCHW,)
     degradations = [draw(campaign.degrade, rng, campaign.data) for rng in rngs]
     degraded_BCHW = degrade_batch(clean_BCHW, degradations)
     if not campaign.enhance.data_consistency:
@@ -87,6 +92,10 @@ def _degraded(clean_BCHW: Tensor, campaign: CampaignConfig, rngs: Sequence[torch
     acquisitions = [degradation for degradation in degradations if isinstance(degradation, KSpace)]
     assert len(acquisitions) == len(degradations), "CampaignConfig refuses data consistency without degrade=kspace"
     return degraded_BCHW, *acquired_kspace(clean_BCHW, acquisitions)
+
+
+def _kspace(measured: Sequence[Tensor]) -> dict[str, Any]:
+    return dict(zip(("measured_BCHW", "acquired_BH"), measured, strict=bool(measured)))
 
 
 def draw_augmentation(height: int, width: int, rng: torch.Generator) -> Augmentation:
@@ -118,7 +127,7 @@ def evaluation_batches(slices: Slices, campaign: CampaignConfig, batch_size: int
 def evaluation_batch(slices: Slices, campaign: CampaignConfig, chosen_B: Tensor) -> Batch:
     """The given slices (int64 indices) with their evaluation degradation."""
     clean_BCHW = slices.clean_NCHW[chosen_B]
-    measured: list[Tensor] = []
+    measured: Sequence[Tensor] = ()
     if campaign.degrade.kind == "pairs":
         assert slices.degraded_NCHW is not None, "open_site refuses a site without pairs"
         degraded_BCHW = slices.degraded_NCHW[chosen_B]
@@ -128,7 +137,7 @@ def evaluation_batch(slices: Slices, campaign: CampaignConfig, chosen_B: Tensor)
         degraded_BCHW, *measured = _degraded(clean_BCHW, campaign, rngs)
     mask_BHW = slices.mask_NHW[chosen_B].long()
     labels = slices.has_mask_N[chosen_B], slices.diagnosis_N[chosen_B]
-    return Batch(degraded_BCHW, clean_BCHW, mask_BHW, *labels, *measured)
+    return Batch(degraded_BCHW, clean_BCHW, mask_BHW, *labels, **_kspace(measured))
 
 
 def prefetched(batches: Iterator[Batch]) -> Generator[Batch, None, None]:

@@ -7,12 +7,12 @@ import sys
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from shared.config import CampaignConfig, MachineConfig
 from shared.enhance.networks import build_enhancer
 from shared.errors import ConfigError
-from shared.recognise.networks import build_recogniser
+from shared.recognise.networks import bridge_of, build_recogniser
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,11 +23,30 @@ class Networks:
     recogniser: nn.Module
     critic: nn.Module | None = None
     """The adversary of a WGAN objective; it travels and is averaged like the others, so that sites keep no state."""
+    prior: MaskPrior | None = None
+    """learn.mask_ssl=federated: the mean map over all sites that have masks; no optimiser moves it."""
 
     @property
     def all(self) -> dict[str, nn.Module]:
         critic = {} if self.critic is None else {"critic": self.critic}
-        return {"enhancer": self.enhancer, "recogniser": self.recogniser, **critic}
+        prior = {} if self.prior is None else {"prior": self.prior}
+        return {"enhancer": self.enhancer, "recogniser": self.recogniser, **critic, **prior}
+
+
+class MaskPrior(nn.Module):
+    """The mean of predicted mask probabilities over images with a mask, (K, H, W); 0 everywhere while unknown.
+
+    It travels as weights do: a site answers with the difference between its own mean map and the one that came.
+    """
+
+    def __init__(self, num_masks: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.map_KHW: Tensor
+        self.register_buffer("map_KHW", torch.zeros(1 + num_masks, *size))
+
+    @property
+    def known(self) -> bool:
+        return bool(self.map_KHW.any())
 
 
 def build_networks(campaign: CampaignConfig) -> Networks:
@@ -36,10 +55,20 @@ def build_networks(campaign: CampaignConfig) -> Networks:
     return Networks(
         enhancer=build_enhancer(campaign.enhance, data.channels, campaign.seed),
         recogniser=build_recogniser(
-            campaign.recognise, data.channels, len(data.masks), len(data.diagnoses), campaign.seed
+            campaign.recognise,
+            data.channels,
+            len(campaign.masks),
+            len(campaign.diagnoses),
+            campaign.seed,
+            bridge=bridge_of(campaign.learn),
         ),
         critic=_critic(campaign) if campaign.objective.adversarial else None,
+        prior=MaskPrior(len(campaign.masks), data.image_size) if _shares_prior(campaign) else None,
     )
+
+
+def _shares_prior(campaign: CampaignConfig) -> bool:
+    return bool(campaign.masks) and campaign.learn.mask_ssl == "federated"
 
 
 def _critic(campaign: CampaignConfig) -> nn.Module:

@@ -79,6 +79,9 @@ class Update:
     training: Mapping[str, float] = field(default_factory=dict)
     evaluation: Metrics = field(default_factory=dict)
     added: Arrays = field(default_factory=dict)
+    images: Mapping[str, int] = field(default_factory=dict)
+    """Part of the network (shared.weights.PARTS) -> images whose loss moved it: what the part is averaged by. At least
+    every part that the weights have; 0 where the site has no label for it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,26 @@ if TYPE_CHECKING:
 
 ENHANCER = "enhancer."
 """What the names of the enhancer's arrays begin with."""
+PRIOR = "prior."
+"""Of what is averaged over sites but not learnt: the mean mask map."""
+PARTS = ("encoder", "decoder", "diagnosis", "prior")
+"""What sites train apart, by the labels that they have; an update counts the images that moved each."""
+_DECODER = ("narrow", "up", "gate", "bridge", "mask_head", "mask_heads")
+_DIAGNOSIS = ("diagnosis_head",)
+
+
+def part_of(name: str) -> str | None:
+    """One of PARTS; None for what every image trains: the enhancer and the critic.
+
+    A recogniser names its modules so that this holds: masks alone move the decoder, diagnoses alone the class head.
+    """
+    network, _, rest = name.partition(".")
+    if network == "prior":
+        return "prior"
+    if network != "recogniser":
+        return None
+    module = rest.partition(".")[0]
+    return "decoder" if module in _DECODER else "diagnosis" if module in _DIAGNOSIS else "encoder"
 
 
 def to_arrays(networks: Networks) -> Arrays:

@@ -36,7 +36,7 @@ def test_every_experiment_composes(name: str, budget: str) -> None:
     assert len(config.seeds) == (1 if budget == "quick" else 3)
 
 
-GROUPS = ["data", "degrade", "enhance", "objective", "strategy"]
+GROUPS = ["data", "degrade", "enhance", "recognise", "learn", "objective", "strategy"]
 
 
 @pytest.mark.parametrize(("group", "choice"), [(group, choice) for group in GROUPS for choice in choices(group)])
@@ -44,6 +44,10 @@ def test_every_choice_of_every_group_composes(group: str, choice: str) -> None:
     extra = ["data=phantom"] if group == "degrade" else []
     if choice == "vgg-wgan":
         extra = ["objective.vgg_weights=vgg19.pth"]
+    if choice == "none":
+        extra += ["objective=plain", "enhance=none"]
+    if choice == "cnn":
+        extra = ["data=pneumonia"]
     config = load("simulation", [f"{group}={choice}", *extra], SimulationConfig)
     assert getattr(config.campaign, group).kind == choice
 

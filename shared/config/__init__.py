@@ -14,7 +14,6 @@ from shared.config.campaign import (
     IngestConfig,
     IntensityConfig,
     ObjectiveConfig,
-    RecogniserConfig,
     RoundsConfig,
     SplitConfig,
     StrategyConfig,
@@ -33,6 +32,7 @@ from shared.config.programs import (
     StudyConfig,
     TableConfig,
 )
+from shared.config.recognition import LabelsConfig, LearnConfig, RecogniserConfig, SelfRegConfig
 
 __all__ = [
     "CampaignConfig",
@@ -46,11 +46,14 @@ __all__ = [
     "HospitalsConfig",
     "IngestConfig",
     "IntensityConfig",
+    "LabelsConfig",
+    "LearnConfig",
     "MachineConfig",
     "ObjectiveConfig",
     "RecogniserConfig",
     "RoundsConfig",
     "ScannerConfig",
+    "SelfRegConfig",
     "SimulationConfig",
     "SplitConfig",
     "StrategyConfig",

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from shared.config.limits import (
+    LARGEST_RATE,
+    LARGEST_WEIGHT,
+    MOST_CHANNELS,
+    MOST_IMAGES,
+    MOST_LEVELS,
+    MOST_PX,
+    SMALLEST_CAP,
+    at_most,
+    require,
+)
+from shared.config.recognition import (
+    BRIDGED,
+    REGULARISED,
+    Labels,
+    LearnConfig,
+    RecogniserConfig,
+    SelfRegConfig,
+)
 from shared.errors import ConfigError
 
 DEIDENTIFY_OPTIONS = ("retain_longitudinal_modified_dates", "retain_patient_characteristics", "retain_device_identity")
 _WORDS = re.compile(r"\w[\w .,+()/-]{0,63}")  # shown to people who approve: nothing that moves a terminal's cursor
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
-
-
-# Far beyond what is of use: what lies further is a slip or an attack, and would run out of memory or of float32.
-MOST_CHANNELS = 1024
-MOST_LEVELS = 12
-MOST_IMAGES = 4096
-MOST_PX = 4096
-LARGEST_WEIGHT = 1e6
-LARGEST_RATE = 1e3
-SMALLEST_CAP = 1e-6
-
-
-def require(holds: bool, rule: str, got: object) -> None:
-    """Refuse a value with the rule that it breaks."""
-    if not holds:
-        raise ConfigError(f"{rule}; got {got!r}")
-
-
-def at_most(limit: float, name: str, got: float) -> None:
-    require(got <= limit, f"{name} must be {limit:g} or less", got)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,6 +109,8 @@ class DataConfig:
     image_size: tuple[int, int] = (64, 64)
     channels: Literal[1, 3] = 1
     split: SplitConfig = SplitConfig()
+    labels: Labels | None = None
+    """For studies of scarcity: how many labels each site trains with."""
 
     def __post_init__(self) -> None:
         if any(size % 8 or size <= 0 for size in self.image_size):
@@ -130,8 +131,9 @@ class DataConfig:
 class DegradeConfig:
     """How clean images are made worse; ranges are drawn uniformly, per image. Only the kind's own fields are read."""
 
-    kind: Literal["gaussian", "poisson", "blur", "composite", "downsample", "kspace", "low_dose", "pairs"]
-    """pairs: take the site's own real (clean, degraded) pairs instead of a synthetic degradation."""
+    kind: Literal["gaussian", "poisson", "blur", "composite", "downsample", "kspace", "low_dose", "pairs", "none"]
+    """pairs: take the site's own real (clean, degraded) pairs instead of a synthetic degradation; none: images as they
+    are, for a recogniser alone."""
     sigma: tuple[float, float] = (0.1, 0.1)
     """Gaussian noise, standard deviation on the [0, 1] scale."""
     peak: tuple[float, float] = (255.0, 255.0)
@@ -162,7 +164,8 @@ class DegradeConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EnhancerConfig:
-    kind: Literal["unet", "srresnet", "cnn3", "todnet"]
+    kind: Literal["unet", "srresnet", "cnn3", "todnet", "none"]
+    """none: no enhancer; the recogniser learns alone, on the images as they come."""
     channels: int = 16
     """Channels of the first level."""
     depth: int = 3
@@ -181,26 +184,6 @@ class EnhancerConfig:
         at_most(MOST_LEVELS, "enhance.depth", self.depth)
         if self.kind != "todnet" and (self.attention or self.output != "linear"):
             raise ConfigError(f"enhance.attention and enhance.output belong to enhance=todnet, got {self.kind}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RecogniserConfig:
-    kind: Literal["unet", "cnn", "vnet", "resunet", "voxresnet"]
-    """cnn diagnoses only; all others segment and diagnose (shared/recognise/downstream.py describes the last three)."""
-    channels: int = 16
-    """Of the first level; vnet: of the decoder block at full size, one half of it from the encoder."""
-    depth: int = 4
-    """Levels, each half as fine as the one before; cnn ignores it."""
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        require(self.channels >= 1, "recognise.channels must be 1 or more", self.channels)
-        require(self.depth >= 1, "recognise.depth must be 1 or more", self.depth)
-        at_most(MOST_CHANNELS, "recognise.channels", self.channels)
-        at_most(MOST_LEVELS, "recognise.depth", self.depth)
-        if self.kind in ("vnet", "resunet", "voxresnet"):
-            require(self.depth >= 2, f"recognise.depth must be 2 or more for recognise={self.kind}", self.depth)
-        require(0 <= self.dropout < 1, "recognise.dropout must lie in [0, 1)", self.dropout)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -396,15 +379,33 @@ class CampaignConfig:
     training: TrainingConfig
     strategy: StrategyConfig
     rounds: RoundsConfig
+    learn: LearnConfig = field(default_factory=LearnConfig)
+    selfreg: SelfRegConfig = field(default_factory=SelfRegConfig)
+
+    @property
+    def masks(self) -> tuple[str, ...]:
+        """The foreground classes that its recogniser segments."""
+        return self.data.masks if self.learn.segment else ()
+
+    @property
+    def diagnoses(self) -> tuple[str, ...]:
+        """What its recogniser tells apart."""
+        return self.data.diagnoses if self.learn.diagnose else ()
+
+    @property
+    def images_per_step(self) -> int:
+        """The most that one optimiser step draws: four streams of training.batch_size, or one batch."""
+        return self.training.batch_size * (4 if self.learn.streams else 1)
 
     def __post_init__(self) -> None:
+        self._check_recognition()
         rule = "name must be 1 to 40 letters, digits, '-' or '_', starting with a letter or digit"
         require(bool(_NAME.fullmatch(self.name)), rule, self.name)
         if self.recognise.kind == "cnn" and self.data.masks:
             raise ConfigError("recognise=cnn has no decoder and cannot segment; choose recognise=unet for data.masks")
         for network, depth in (("enhance", self.enhance.depth), ("recognise", self.recognise.depth)):
             kind = getattr(self, network).kind
-            halves = kind in ("unet", "vnet", "resunet", "voxresnet")
+            halves = kind in ("unet", "vnet", "resunet", "voxresnet", "attention-unet", "multimix")
             if halves and any(size % 2 ** (depth - 1) for size in self.data.image_size):
                 raise ConfigError(
                     f"{network}.depth={depth} halves the image {depth - 1} times, so data.image_size must be "
@@ -438,3 +439,26 @@ class CampaignConfig:
             raise ConfigError("degrade=low_dose simulates CT photons; choose a data kind whose modality is CT")
         if self.degrade.kind == "low_dose" and self.data.ingest.intensity.rule != "window":
             raise ConfigError("degrade=low_dose needs data.ingest.intensity.rule=window: photons are counted from HU")
+
+    def _check_recognition(self) -> None:
+        learn, kind = self.learn, self.recognise.kind
+        if not self.masks and not self.diagnoses:
+            what = "diagnoses" if learn.segment else "masks"
+            raise ConfigError(f"learn={learn.kind} has nothing to learn where the data only has {what}")
+        if learn.saliency and self.data.masks and self.data.diagnoses and kind not in BRIDGED:
+            raise ConfigError(
+                f"learn.saliency needs recognise={' or '.join(BRIDGED)}, which have the bridge; got {kind}"
+            )
+        if learn.saliency and self.recognise.depth < 2:
+            raise ConfigError(f"learn.saliency needs recognise.depth of 2 or more, got {self.recognise.depth}")
+        if self.selfreg.on and kind not in REGULARISED:
+            raise ConfigError(f"selfreg needs recognise={', '.join(REGULARISED)}; got {kind}")
+        if learn.streams and self.objective.recognition == "unsupervised":
+            raise ConfigError("objective.recognition=unsupervised belongs to learn=supervised")
+        alone = self.enhance.kind == "none"
+        if alone and self.objective.kind != "plain":
+            raise ConfigError(
+                f"enhance=none leaves nothing to steer; choose objective=plain, got {self.objective.kind}"
+            )
+        if self.degrade.kind == "none" and not alone:
+            raise ConfigError("degrade=none leaves nothing to enhance; choose enhance=none or another degrade")

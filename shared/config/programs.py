@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from shared.config.campaign import CampaignConfig, DataConfig, require
+from shared.config.campaign import CampaignConfig, DataConfig
+from shared.config.limits import require
 from shared.errors import ConfigError
 
 
@@ -113,6 +114,8 @@ class TableConfig:
     also: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
     """Empty: those of the budget."""
+    unseen: str = ""
+    """Name of a site whose patients nobody trains on; the models are tested on them as on all others'."""
     downstream: bool = False
     """Judge with four downstream networks, on degraded, enhanced and enhanced clean images."""
 
@@ -121,6 +124,8 @@ class TableConfig:
 class StudyConfig:
     """A grid of cells, most informative first; every cell's result is kept."""
 
+    kind: Literal["enhancement", "recognition"] = "enhancement"
+    """What the cells' figures are about: which claims are made of them, and how they are shown."""
     tables: tuple[TableConfig, ...]
     common: tuple[str, ...] = ()
     roots: Mapping[str, str | None] = dataclasses.field(default_factory=dict)

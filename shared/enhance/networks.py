@@ -112,5 +112,7 @@ def build_enhancer(config: EnhancerConfig, channels: int, seed: int) -> nn.Modul
                 return ThreeConvolutions(channels, config.channels)
             case "todnet":
                 return TODNetGenerator(channels, config)
+            case "none":
+                return nn.Identity()
 
     return built(make, seed, "enhancer")

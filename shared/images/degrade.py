@@ -12,6 +12,7 @@ every site and in every batch, so a degradation can be logged, replayed and show
     kspace       Cartesian under-sampling of MR with a fully sampled centre, zero-filled magnitude
     low_dose     fewer photons in the projections of CT: shared.images.low_dose
     pairs        draws nothing; the data set brings the degraded images itself
+    none         draws nothing; images stay as they are
 
 All results are clamped to [0, 1].
 """
@@ -75,7 +76,7 @@ Degradation: TypeAlias = Gaussian | Poisson | Blur | Composite | Downsample | KS
 def draw(config: DegradeConfig, rng: torch.Generator, data: DataConfig | None = None) -> Degradation:
     """One image's degradation; uniform over each range. `data` is read for low_dose only (its window and spacing).
 
-    Raises ConfigError for kind `pairs`.
+    Raises ConfigError for the kinds `pairs` and `none`.
     """
     match config.kind:
         case "gaussian":
@@ -96,6 +97,8 @@ def draw(config: DegradeConfig, rng: torch.Generator, data: DataConfig | None = 
             return LowDose(_uniform(config.dose, rng), config.photons, ct_scale(data), _seed(rng))
         case "pairs":
             raise ConfigError("degrade=pairs draws nothing: its degraded images are the site's own")
+        case "none":
+            raise ConfigError("degrade=none draws nothing: its images stay as they are")
 
 
 def _draw_poisson(config: DegradeConfig, rng: torch.Generator) -> Poisson:

@@ -18,13 +18,21 @@ from torch import Tensor, nn
 from shared.blocks import built, conv_block, halved_BCHW, upsampled_BCHW
 from shared.config import RecogniserConfig
 from shared.recognise.downstream import DOWNSTREAM
-from shared.recognise.recognition import Recognition
+from shared.recognise.recognition import Encoding, Recognition
+from shared.recognise.saliency import Bridge, bridge_of, bridged, saliency_of
 
 
 class UNetRecogniser(nn.Module):
-    """`depth` levels; without masks the decoder is not built and costs nothing."""
+    """`depth` levels; without masks the decoder is not built and costs nothing.
 
-    def __init__(self, channels: int, config: RecogniserConfig, num_masks: int, num_diagnoses: int) -> None:
+    With `bridge`, the image and its saliency enter the decoder's first stage (MultiMix). `forward` then takes the
+    saliency from the closed form of shared.recognise.saliency; a training step takes it from its own graph, through
+    `encode` and `decode`.
+    """
+
+    def __init__(
+        self, channels: int, config: RecogniserConfig, num_masks: int, num_diagnoses: int, bridge: Bridge | None = None
+    ) -> None:
         super().__init__()
         widths = [config.channels * 2**level for level in range(config.depth)]
         pairs = list(itertools.pairwise(widths))
@@ -37,26 +45,48 @@ class UNetRecogniser(nn.Module):
         self.up = nn.ModuleList(conv_block(above, above) for above in widths[:-1] if num_masks)
         # Mean and maximum: a lesion of a few pixels drowns in the mean alone.
         self.diagnosis_head = nn.Linear(2 * widths[-1], num_diagnoses) if num_diagnoses else None
+        self.saliency = bridge if num_masks and num_diagnoses else None
+        # Added to what the stage is given, as the skips are: the same as joining channels before a convolution.
+        self.bridge = None if self.saliency is None else nn.Conv2d(channels + 1, widths[-2], 1, bias=False)
 
     def forward(self, image_BCHW: Tensor) -> Recognition:
+        encoding = self.encode(image_BCHW)
+        if self.mask_head is None:
+            return Recognition(None, encoding.diagnosis_logits_BN, [encoding.deepest_BCHW], encoding.skips)
+        saliency_B1HW = None if self.saliency is None else saliency_of(self, image_BCHW)
+        return self.decode(encoding, image_BCHW, saliency_B1HW)
+
+    def encode(self, image_BCHW: Tensor) -> Encoding:
         features_BCHW = self.stem(image_BCHW)
         skips = []
         for down in self.down:
             skips.append(features_BCHW)
             features_BCHW = down(halved_BCHW(features_BCHW))
         features_BCHW = self.middle(features_BCHW)
-        features = [features_BCHW]
-        mask_logits_BKHW = diagnosis_logits_BN = None
+        diagnosis_logits_BN = None
         if self.diagnosis_head is not None:
             pooled_BC = torch.cat([features_BCHW.mean((2, 3)), features_BCHW.amax((2, 3))], dim=1)
             diagnosis_logits_BN = self.diagnosis_head(self.dropout(pooled_BC))
-        if self.mask_head is not None:
-            for level in reversed(range(len(self.up))):
-                coarse_BCHW = upsampled_BCHW(self.narrow[level](features_BCHW), skips[level])
-                features_BCHW = self.up[level](coarse_BCHW + skips[level])
-                features.append(features_BCHW)
-            mask_logits_BKHW = self.mask_head(self.dropout(features_BCHW))
-        return Recognition(mask_logits_BKHW, diagnosis_logits_BN, features)
+        return Encoding(tuple(skips), features_BCHW, diagnosis_logits_BN)
+
+    def decode(self, encoding: Encoding, image_BCHW: Tensor, saliency_B1HW: Tensor | None) -> Recognition:
+        """Masks from an encoding of `image_BCHW`; `saliency_B1HW` is |d score / d image|, where there is a bridge."""
+        assert self.mask_head is not None
+        assert (saliency_B1HW is None) == (self.bridge is None)
+        features_BCHW = encoding.deepest_BCHW
+        features = [features_BCHW]
+        for level in reversed(range(len(self.up))):
+            joined_BCHW = upsampled_BCHW(self.narrow[level](features_BCHW), encoding.skips[level])
+            joined_BCHW = joined_BCHW + encoding.skips[level]
+            if self.bridge is not None and level == len(self.up) - 1:
+                assert saliency_B1HW is not None
+                assert self.saliency is not None
+                seen_BCHW = bridged(image_BCHW, saliency_B1HW, joined_BCHW, self.saliency)
+                joined_BCHW = joined_BCHW + self.bridge(seen_BCHW)
+            features_BCHW = self.up[level](joined_BCHW)
+            features.append(features_BCHW)
+        mask_logits_BKHW = self.mask_head(self.dropout(features_BCHW))
+        return Recognition(mask_logits_BKHW, encoding.diagnosis_logits_BN, features, encoding.skips)
 
 
 class CNNRecogniser(nn.Module):
@@ -78,7 +108,13 @@ class CNNRecogniser(nn.Module):
 
 
 def build_recogniser(
-    config: RecogniserConfig, channels: int, num_masks: int, num_diagnoses: int, seed: int
+    config: RecogniserConfig,
+    channels: int,
+    num_masks: int,
+    num_diagnoses: int,
+    seed: int,
+    *,
+    bridge: Bridge | None = None,
 ) -> nn.Module:
     """The named recogniser, image_BCHW -> Recognition; the same seed gives the same weights."""
     assert num_masks or num_diagnoses, "a campaign without anything to recognise is refused by its config"
@@ -89,9 +125,9 @@ def build_recogniser(
             return CNNRecogniser(channels, config, num_diagnoses)
         if config.kind in DOWNSTREAM:
             return DOWNSTREAM[config.kind](channels, config, num_masks, num_diagnoses)
-        return UNetRecogniser(channels, config, num_masks, num_diagnoses)
+        return UNetRecogniser(channels, config, num_masks, num_diagnoses, bridge)
 
     return built(make, seed, "recogniser")
 
 
-__all__ = ["CNNRecogniser", "Recognition", "UNetRecogniser", "build_recogniser"]
+__all__ = ["CNNRecogniser", "Recognition", "UNetRecogniser", "bridge_of", "build_recogniser"]

@@ -15,6 +15,18 @@ class Recognition(NamedTuple):
     """K = 1 + foreground classes; class 0 is background."""
     diagnosis_logits_BN: Tensor | None
     features: list[Tensor]
+    """The decoder's maps from coarse to fine; the first is the deepest of the network."""
+    skips: tuple[Tensor, ...] = ()
+    """The encoder's maps from fine to coarse without the deepest, where the network hands them out."""
+
+
+class Encoding(NamedTuple):
+    """What an encoder says of a batch, and what a decoder goes on from."""
+
+    skips: tuple[Tensor, ...]
+    """From fine to coarse, without the deepest."""
+    deepest_BCHW: Tensor
+    diagnosis_logits_BN: Tensor | None
 
 
 class PooledHead(nn.Module):

@@ -9,8 +9,17 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from shared.config import SimulationConfig, StudyConfig, TableConfig, load, to_dict
+from shared.config import (
+    LearnConfig,
+    SelfRegConfig,
+    SimulationConfig,
+    StudyConfig,
+    TableConfig,
+    load,
+    to_dict,
+)
 from shared.errors import ConfigError
 
 REAL = ("hippocampus", "pneumonia", "totalseg", "store")
@@ -31,6 +40,7 @@ class Cell:
     downstream: bool
     config: SimulationConfig
     key: str
+    unseen: str = ""
 
     @property
     def missing(self) -> str | None:
@@ -89,7 +99,8 @@ def _of_table(table: TableConfig, study: StudyConfig, budget: str) -> Iterator[C
                 split_words(words),
                 table.downstream,
                 seeded,
-                key_of(seeded, table.setting, downstream=table.downstream),
+                key_of(seeded, table.setting, downstream=table.downstream, unseen=table.unseen),
+                table.unseen,
             )
 
 
@@ -118,7 +129,7 @@ def _load(table: str, common: list[str], words: str, roots: Mapping[str, str | N
 _NOT_A_CELLS = ("budget", "run_dir", "fresh", "experiment", "study", "machine")
 
 
-def key_of(config: SimulationConfig, setting: str, *, downstream: bool) -> str:
+def key_of(config: SimulationConfig, setting: str, *, downstream: bool, unseen: str = "") -> str:
     """Digest of what the cell's figures follow from: not where its folders lie, nor how it is run."""
     values = to_dict(config)
     kept = {name: values[name] for name in ("campaign", "hospitals", "cross", "sites")}
@@ -129,5 +140,13 @@ def key_of(config: SimulationConfig, setting: str, *, downstream: bool) -> str:
         kept["transport"] = values["transport"]
     else:  # how the federation would be run, or summed up, is nothing to a model of pooled data
         del kept["campaign"]["strategy"]
-    text = json.dumps([kept, setting, downstream], sort_keys=True)
+    # What came later is part of a key only where it is used: cells that were kept before it keep their keys.
+    for name, default in (("learn", LearnConfig()), ("selfreg", SelfRegConfig())):
+        if kept["campaign"][name] == to_dict(default):
+            del kept["campaign"][name]
+    for data in (kept["campaign"]["data"], *([kept["cross"]["data"]] if kept["cross"] else [])):
+        if not data["labels"]:
+            del data["labels"]
+    what: list[Any] = [kept, setting, downstream, *([unseen] if unseen else [])]
+    text = json.dumps(what, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
