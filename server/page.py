@@ -15,8 +15,8 @@ from server import charts, figures
 from server.explanations import explained
 from server.findings import Findings
 from server.gate import gate_charts, promotion_charts
-from server.study.page import certain
 from server.study.page import context as study_page
+from server.study.verdicts import certain
 from server.summary import at_home, elsewhere_rows, matrices, summary_rows
 from server.wording import METRICS, QUALITY, bytes_shown, duration_shown, shown
 

@@ -4,87 +4,31 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from server.study.pictures import Picture, gate_picture, lambda_picture, severity_picture, stops_helping, svgs
+from server.study.drawing import Picture, svgs
+from server.study.pictures import gate_picture, lambda_picture, severity_picture, stops_helping
 from server.study.promises import LARGE_LAMBDA, NOT_CONTRADICTED, PROMISES
 from server.study.rows import Model, Row, Sheet, enriched, searched, sheet_of, undecided
+from server.study.sections import Headline, Section, Study, cells_of, section_of, whole_of
 from server.study.statistics import mean, paired
 from server.study.tables import MERGED, RIVALS, Block, Column, Line, Score, blocks_of, ordered, values_in
-from server.study.wording import SHOWN, arrow, figure, gathered, label, method_shown, signed, whole_label
+from server.study.verdicts import counted, difference_shown, target_sign, verdict_of, verdict_shown
+from server.study.wording import SHOWN, arrow, figure, gathered, label, method_shown, whole_label
 from server.wording import duration_shown
 
 Report = Mapping[str, Any]
-_REAL = ("hippocampus", "pneumonia", "totalseg")
 SEARCHES = ("tuning", "federated-tuning")
 """Tables of settings, which are chosen on validation patients and shown on them."""
 _HEADLINE = ("psnr_db", "ssim", "judge_dice", "judge_accuracy")
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """One question of the study."""
-
-    name: str
-    title: str
-    question: str
-    conditions: tuple[str, ...]
-    blocks: tuple[Block, ...]
-    picture: Picture | None
-    sentences: tuple[str, ...]
-    claims: tuple[Mapping[str, Any], ...]
-    commands: tuple[str, ...]
-    cells: tuple[tuple[str, str], ...]
-    """What was varied with the seeds that ran, and the seconds of each."""
-    missing: tuple[str, ...]
-    """What is varied in the cells that were not run, each once with its seeds."""
-    not_run: int
-    done: int
-    planned: int
-    seconds: float
-    seeds: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Headline:
-    """GradProm minus each rival on every data set, at one choice of lambda."""
-
-    title: str
-    block: Block
-    tally: str
-
-
-@dataclass(frozen=True, slots=True)
-class Study:
-    """A whole study, ready to be shown; the same for report.html and for a page in Markdown."""
-
-    headlines: tuple[Headline, ...]
-    sections: tuple[Section, ...]
-    claims: Mapping[str, Sequence[Mapping[str, Any]]]
-    """By promise, in the order of PROMISES."""
-    unexamined: tuple[str, ...]
-    done: int
-    planned: int
-    seconds: float
-    earlier_code: int
 
 
 def study_of(report: Report) -> Study:
     """Everything that is shown, from report.json alone."""
     plan = report["study"]
     rows = enriched(report["rows"], plan["cells"])
-    claims = {promise: [claim for claim in report["claims"] if claim.get("promise") == promise] for promise in PROMISES}
-    return Study(
-        tuple(headlines_of(rows)),
-        tuple(section for name in _names(plan) if (section := _section(name, rows, report)) is not None),
-        {promise: found for promise, found in claims.items() if found},
-        tuple(words for promise, words in PROMISES.items() if not claims[promise]),
-        len(plan["cells"]),
-        int(plan["planned"]),
-        float(report["wall_s"]),
-        int(plan.get("earlier_code", 0)),
-    )
+    sections = tuple(_section(name, rows, report) for name in _names(plan))
+    return whole_of(report, tuple(headlines_of(rows)), sections, PROMISES)
 
 
 def _names(plan: Mapping[str, Any]) -> list[str]:
@@ -93,30 +37,20 @@ def _names(plan: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(inside.get(table["name"], table["name"]) for table in plan["tables"]))
 
 
-def _section(name: str, rows: Sequence[Row], report: Report) -> Section | None:
+def _section(name: str, rows: Sequence[Row], report: Report) -> Section:
     plan = report["study"]
     parts = [table for table in plan["tables"] if table["name"] in MERGED.get(name, (name,))]
-    cells = [cell for cell in plan["cells"] if set(cell["tables"]) & {part["name"] for part in parts}]
     names = [part["name"] for part in parts]
     search = name in SEARCHES
     sheet = sheet_of(searched(rows, name), [name], split="validation") if search else sheet_of(rows, names)
-    return Section(
-        name=name,
-        title=parts[0]["title"],
-        question=parts[0]["question"],
+    return section_of(
+        name,
+        report,
+        parts,
         conditions=gathered(sheet.conditions),
         blocks=tuple(blocks_of(sheet, name)),
-        picture=_picture(name, sheet, cells),
+        picture=_picture(name, sheet, cells_of(report, parts)),
         sentences=_sentences(name, sheet),
-        claims=tuple(claim for claim in report["claims"] if claim.get("table") in names),
-        commands=tuple(command(report, part) for part in parts),
-        cells=tuple(_cells(parts, cells)),
-        missing=tuple(_missing(parts)),
-        not_run=sum(len(part["missing"]) for part in parts),
-        done=len(cells),
-        planned=len(cells) + sum(len(part["missing"]) for part in parts),
-        seconds=sum(float(cell["seconds"]) for cell in cells),
-        seeds=tuple(sorted({int(cell["seed"]) for cell in cells})),
     )
 
 
@@ -156,40 +90,6 @@ def _best_settings(sheet: Sheet) -> Iterator[str]:
         if len(found) > 1:
             best = max(found, key=lambda words: found[words])
             yield f"{label(model, sheet.models)}: best with {best} ({found[best]:.2f} dB), of {len(found)} tried."
-
-
-def command(report: Report, table: Mapping[str, Any]) -> str:
-    """What a person types to run this table's cells again."""
-    plan = report["study"]
-    lines = [*table["common"], *table["missing"]]
-    for cell in plan["cells"]:
-        lines += cell["overrides"] if table["name"] in cell["tables"] else []
-    words = {word for line in lines for word in line.split() if word.startswith(("data=", "data.test="))}
-    real = {word.split("=", 1)[1] for word in words} & set(_REAL)
-    root = " data.root=FOLDER" if real else ""
-    what = f"experiment={report['experiment']} budget={plan['budget']} study.only=[{table['name']}]"
-    return f"wardround-simulate {what}{root}"
-
-
-def _cells(parts: Sequence[Mapping[str, Any]], cells: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """What a cell varies, once per seed that ran."""
-    lines: dict[str, list[str]] = {}
-    for cell in cells:
-        part = next(part for part in parts if part["name"] in cell["tables"])
-        varied = [line for line in cell["overrides"] if line not in part["common"]]
-        words = " ".join(varied) or "as it stands"
-        name = f"{part['name']}: {words}" if len(parts) > 1 else words
-        lines.setdefault(name, []).append(f"seed {cell['seed']} ({duration_shown(float(cell['seconds']))})")
-    return [(words, ", ".join(times)) for words, times in lines.items()]
-
-
-def _missing(parts: Sequence[Mapping[str, Any]]) -> list[str]:
-    lines: dict[str, list[str]] = {}
-    for part in parts:
-        for line in part["missing"]:
-            words, _, seed = line.rpartition("seed=")
-            lines.setdefault(words.strip() or part["name"], []).append(seed)
-    return [f"{words}  seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}" for words, seeds in lines.items()]
 
 
 def headlines_of(rows: Sequence[Row]) -> Iterator[Headline]:
@@ -243,56 +143,6 @@ def tally(block: Block) -> str:
     return f"Of {len(verdicts)} comparisons with a rival GradProm is {settled}; {rest}{more}."
 
 
-def counted(claims: Sequence[Mapping[str, Any]]) -> str:
-    """`3 of 4 claims hold; 2 of 2 not contradicted`: what was only not contradicted does not hold by that."""
-    words = []
-    for verb, chosen in (("hold", False), ("not contradicted", True)):
-        found = [claim for claim in claims if (claim.get("promise") == NOT_CONTRADICTED) == chosen]
-        noun = "" if chosen else " claims"
-        if found:
-            words.append(f"{sum(bool(claim['holds']) for claim in found)} of {len(found)}{noun} {verb}")
-    return "; ".join(words) or "no claim could be examined"
-
-
-def verdict_shown(claim: Mapping[str, Any]) -> str:
-    if claim.get("promise") == NOT_CONTRADICTED:
-        return "not contradicted" if claim["holds"] else "contradicted"
-    return "holds" if claim["holds"] else "does not hold"
-
-
-def target_sign(claim: Mapping[str, Any]) -> str:
-    """Before a claim's target: what the value has to be."""
-    if "at_most" in claim:
-        return "≤ "
-    above = claim.get("promise") == "margin" or (claim["target"] == 0 and claim.get("promise") != NOT_CONTRADICTED)
-    return "> " if above else "≥ "
-
-
-def certain(claim: Mapping[str, Any]) -> bool:
-    """Whether the whole interval, and not only the mean, reaches the target."""
-    if "low" not in claim:
-        return False
-    return bool(claim["high"] <= claim["target"] if "at_most" in claim else claim["low"] >= claim["target"])
-
-
-def verdict_of(score: Score) -> str:
-    """A word for the colour of a difference: good, bad, or nothing where the interval holds 0."""
-    if score.difference is None or score.difference.verdict in ("open", "one seed"):
-        return ""
-    better = (score.difference.verdict == "above") == SHOWN[score.metric].higher_is_better
-    return "good" if better else "bad"
-
-
-def difference_shown(score: Score) -> tuple[str, str]:
-    """`+0.12` and `[−0.30, +0.54]`, the latter empty for one seed."""
-    found = score.difference
-    assert found is not None
-    interval = ""
-    if found.low is not None and found.high is not None:
-        interval = f"[{signed(score.metric, found.low)}, {signed(score.metric, found.high)}]"
-    return signed(score.metric, found.mean), interval
-
-
 def context(report: Report, config: Mapping[str, Any]) -> dict[str, Any]:
     """What study.html needs."""
     study = study_of(report)
@@ -304,6 +154,7 @@ def context(report: Report, config: Mapping[str, Any]) -> dict[str, Any]:
         "verdict_shown": verdict_shown,
         "target_sign": target_sign,
         "not_contradicted": NOT_CONTRADICTED,
+        "corner": "objective",
         "config": json.dumps(config, indent=2, sort_keys=True),
         "pictures": {section.name: svgs(section.picture) for section in study.sections if section.picture},
         "duration": duration_shown,

@@ -50,25 +50,32 @@ MARKERS = {"gradprom": "o", "joint": "s", "frozen": "^", "estr": "D", "plain": "
 ORDER = ("gradprom", "todnet-gated", "todnet", "joint", "frozen", "estr", "plain", "mse-wgan", "sa-wgan", "cnn3", "nlm")
 
 
+def shown_of(metric: str) -> Shown:
+    """How a metric is shown; `dice.<mask>` and `f1.<diagnosis>` as dice and f1 of that class."""
+    name, _, part = metric.partition(".")
+    shown = SHOWN[name]
+    return replace(shown, heading=f"{shown.heading} of {part.replace('_', ' ')}") if part else shown
+
+
 def arrow(metric: str) -> str:
     if metric in NEUTRAL:
         return ""
-    return " ↑" if SHOWN[metric].higher_is_better else " ↓"
+    return " ↑" if shown_of(metric).higher_is_better else " ↓"
 
 
 def heading(metric: str) -> str:
     """`PSNR, dB ↑`"""
-    shown = SHOWN[metric]
+    shown = shown_of(metric)
     return f"{shown.heading}{', ' + shown.unit if shown.unit and shown.unit != 'B' else ''}{arrow(metric)}"
 
 
 def figure(metric: str, value: float) -> str:
-    return bytes_shown(value) if metric == "bytes_up" else _true_minus(f"{value:.{SHOWN[metric].decimals}f}")
+    return bytes_shown(value) if metric == "bytes_up" else _true_minus(f"{value:.{shown_of(metric).decimals}f}")
 
 
 def signed(metric: str, value: float) -> str:
     """`+0.12`, with a true minus; what rounds to nothing has no sign."""
-    text = f"{value:+.{SHOWN[metric].decimals}f}"
+    text = f"{value:+.{shown_of(metric).decimals}f}"
     return text[1:] if float(text) == 0 else _true_minus(text)
 
 

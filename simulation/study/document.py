@@ -8,20 +8,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from server.study.page import (
-    Section,
-    Study,
-    certain,
-    counted,
-    difference_shown,
-    study_of,
-    target_sign,
-    verdict_of,
-    verdict_shown,
-)
-from server.study.pictures import Picture, png
+from server.study.drawing import Picture, png
+from server.study.page import study_of
 from server.study.promises import NOT_CONTRADICTED, PROMISES
+from server.study.sections import Section, Study
 from server.study.tables import Block, Line, Score
+from server.study.verdicts import certain, counted, difference_shown, target_sign, verdict_of, verdict_shown
 from server.study.wording import figure
 from server.wording import duration_shown
 from shared.checkpoint import write_atomically

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from server.report import write_report
+from server.study.drawing import png
 from server.study.page import study_of
-from server.study.pictures import gate_picture, lambda_picture, png, severity_picture, stops_helping
+from server.study.pictures import gate_picture, lambda_picture, severity_picture, stops_helping
 from server.study.rows import sheet_of
 from shared.errors import DataError
 
