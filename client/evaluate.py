@@ -4,14 +4,22 @@ Keys are `<state>.<metric>`; the state is that of the image the metric was taken
 
     psnr_db, ssim, rmse           per image, degraded and enhanced; with `_region` inside the true foreground
     dice, dice.<mask name>        per image with a mask; conventions in shared.recognise.metrics
+    jaccard, precision, recall    likewise, as mask_ssim: SSIM between the predicted and the true map of a class
+    hd_mm, ahd_mm, hd95_mm        likewise, if asked for; see shared.recognise.surfaces; `_px` where no spacing is known
+    missed                        with them: share of an image's classes that have no distance
     accuracy                      per patient with a diagnosis, 0 or 1
-    auc                           one value per site: sites' AUCs can only be averaged, not pooled
+    auc, f1, f1.<diagnosis name>  one value per site: sites' values can only be averaged, not pooled
 
 Enhanced images are clamped to [0, 1] before anything looks at them, as they are when they are written to DICOM.
+
+An image is judged once. Without an enhancer (enhance=none) the enhanced image is the degraded one: what is recognised
+in it stands under `enhanced`, how it differs from the clean one under `degraded`. Without a degradation either
+(degrade=none) there is one image, and all that there is stands under `enhanced`.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,10 +37,14 @@ from shared.enhance.consistency import enhanced_image
 from shared.images.quality import psnr_db_B, rmse_B, ssim_B
 from shared.metrics import moments
 from shared.networks import Networks, placed
-from shared.recognise.metrics import auc, correct_P, dice_BK, mean_over_classes, per_patient
+from shared.recognise.metrics import correct_P, mask_ssim_BK, mean_over_classes, of_all_patients, overlaps, per_patient
+from shared.recognise.recognition import Recognition
+from shared.recognise.surfaces import missed_B, surface_distances
 from shared.types import Metrics
 
 BATCH_SIZE = 32
+STATES = ("clean", "degraded", "enhanced")
+_UNITS = ("_mm", "_px")
 
 Values = npt.NDArray[np.float64]
 
@@ -42,12 +54,12 @@ class Scores:
     """Everything that evaluation measured; stays at the site."""
 
     values: Mapping[str, Values]
-    """Per image (in the order of `identity`, NaN where undefined) or per patient; `auc` holds one value."""
+    """Per image (in the order of `identity`, NaN where undefined) or per patient; `auc` and `f1` hold one."""
     identity: tuple[str, ...]
     """Of each image: which picture belongs to which value."""
     patients: Mapping[str, tuple[Values, npt.NDArray[np.int64]]] = field(default_factory=dict)
-    """State -> (probabilities_PN, diagnosis_P) of the patients with a diagnosis: what an AUC over several sites needs,
-    in a simulation that may hold them together."""
+    """State -> (probabilities_PN, diagnosis_P) of the patients with a diagnosis: what AUC and F1 over several sites
+    need, in a simulation that may hold them together."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,22 +72,30 @@ class Prediction:
     mask_NHW: Tensor
     has_mask_N: Tensor
     found_NHW: Mapping[str, Tensor]
-    """Predicted mask codes on the clean, degraded and enhanced image; empty for a campaign without masks."""
+    """Predicted mask codes on the clean, degraded and enhanced image; empty for a recogniser without a mask head."""
     identity: tuple[str, ...]
 
 
-def evaluate(networks: Networks, slices: Slices, campaign: CampaignConfig, machine: MachineConfig) -> Scores:
-    """Judge both networks on every slice; weights and modes are as before when it returns."""
+def evaluate(
+    networks: Networks, slices: Slices, campaign: CampaignConfig, machine: MachineConfig, *, surfaces: bool = False
+) -> Scores:
+    """Judge both networks on every slice; weights and modes are as before when it returns.
+
+    `surfaces`: distances between outlines too, some 1 ms per image, class and state.
+    """
     columns: dict[str, list[Tensor]] = {}
+    spacings = torch.split(_spacing_N2(slices, campaign), BATCH_SIZE) if surfaces else itertools.repeat(None)
     with _judging(networks, machine) as device:
-        for batch in evaluation_batches(slices, campaign, BATCH_SIZE):
+        for batch, spacing_B2 in zip(evaluation_batches(slices, campaign, BATCH_SIZE), spacings, strict=False):
             moved = batch.to(device, channels_last=machine.channels_last)
-            for key, value in _batch_scores(networks, moved, campaign, machine).items():
+            for key, value in _batch_scores(networks, moved, campaign, machine, spacing_B2).items():
                 columns.setdefault(key, []).append(value.cpu())
     values = {key: torch.cat(parts).double().numpy() for key, parts in columns.items()}
     images = {key: value for key, value in values.items() if not key.endswith(".probabilities")}
-    patients = _patients(values, slices) if campaign.data.diagnoses else {}
-    return Scores({**images, **_patient_scores(patients)}, slices.identity, patients)
+    if surfaces:  # every image of a store has a spacing, or none has
+        images = {key: value for key, value in images.items() if not key.endswith(_UNITS) or np.isfinite(value).any()}
+    patients = _patients(values, slices)
+    return Scores({**images, **_patient_scores(patients, campaign.data.diagnoses)}, slices.identity, patients)
 
 
 def summarise(scores: Scores) -> Metrics:
@@ -89,17 +109,19 @@ def predict(
     """Enhanced images and predicted masks of the given slices, with the degradation that `evaluate` uses."""
     with _judging(networks, machine) as device:
         batch = evaluation_batch(slices, campaign, torch.tensor(list(indices), dtype=torch.int64))
-        states = _states(networks, batch.to(device, channels_last=machine.channels_last), machine)
+        images = _images(networks, batch.to(device, channels_last=machine.channels_last), machine)
         found = {}
-        if campaign.data.masks:
-            for state, image_BCHW in states.items():
-                logits_BKHW, _ = _recognised(networks, image_BCHW, machine)
-                assert logits_BKHW is not None
+        for state in judged_states(campaign):
+            logits_BKHW, _ = _recognised(networks, images[state], machine)
+            if logits_BKHW is not None:
                 found[state] = logits_BKHW.argmax(1).byte().cpu()
+        if found:  # what was not judged is the same image as the next
+            found["degraded"] = found.get("degraded", found["enhanced"])
+            found["clean"] = found.get("clean", found["degraded"])
     return Prediction(
         clean_NCHW=batch.clean_BCHW,
         degraded_NCHW=batch.degraded_BCHW,
-        enhanced_NCHW=states["enhanced"].float().cpu(),
+        enhanced_NCHW=images["enhanced"].float().cpu(),
         mask_NHW=batch.mask_BHW.byte(),
         has_mask_N=batch.has_mask_B,
         found_NHW=found,
@@ -122,7 +144,14 @@ def _judging(networks: Networks, machine: MachineConfig) -> Iterator[torch.devic
             network.train(training)
 
 
-def _states(networks: Networks, batch: Batch, machine: MachineConfig) -> dict[str, Tensor]:
+def judged_states(campaign: CampaignConfig) -> tuple[str, ...]:
+    """The states that are different images: what recognition is judged on."""
+    degraded, enhanced = campaign.degrade.kind != "none", campaign.enhance.kind != "none"
+    there = (degraded or enhanced, degraded and enhanced, True)
+    return tuple(state for state, judged in zip(STATES, there, strict=True) if judged)
+
+
+def _images(networks: Networks, batch: Batch, machine: MachineConfig) -> dict[str, Tensor]:
     with _autocast(batch.clean_BCHW, machine):
         enhanced_BCHW = enhanced_image(networks.enhancer, batch).float().clamp(0, 1)
     return {"clean": batch.clean_BCHW, "degraded": batch.degraded_BCHW, "enhanced": enhanced_BCHW}
@@ -130,8 +159,8 @@ def _states(networks: Networks, batch: Batch, machine: MachineConfig) -> dict[st
 
 def _recognised(networks: Networks, image_BCHW: Tensor, machine: MachineConfig) -> tuple[Tensor | None, Tensor | None]:
     with _autocast(image_BCHW, machine):
-        mask_logits_BKHW, diagnosis_logits_BN, _ = networks.recogniser(image_BCHW)
-    return mask_logits_BKHW, diagnosis_logits_BN
+        recognition: Recognition = networks.recogniser(image_BCHW)
+    return recognition.mask_logits_BKHW, recognition.diagnosis_logits_BN
 
 
 def _autocast(tensor: Tensor, machine: MachineConfig) -> torch.autocast:
@@ -139,46 +168,93 @@ def _autocast(tensor: Tensor, machine: MachineConfig) -> torch.autocast:
 
 
 def _batch_scores(
-    networks: Networks, batch: Batch, campaign: CampaignConfig, machine: MachineConfig
+    networks: Networks, batch: Batch, campaign: CampaignConfig, machine: MachineConfig, spacing_B2: Tensor | None
 ) -> dict[str, Tensor]:
-    scores: dict[str, Tensor] = {}
-    region_BHW = batch.mask_BHW > 0
-    for state, image_BCHW in _states(networks, batch, machine).items():
-        if state != "clean":
-            for name, metric in (("psnr_db", psnr_db_B), ("ssim", ssim_B), ("rmse", rmse_B)):
-                scores[f"{state}.{name}"] = metric(batch.clean_BCHW, image_BCHW)
-                if campaign.data.masks:
-                    scores[f"{state}.{name}_region"] = metric(batch.clean_BCHW, image_BCHW, region_BHW)
-        mask_logits_BKHW, diagnosis_logits_BN = _recognised(networks, image_BCHW, machine)
+    images = _images(networks, batch, machine)
+    scores = _quality_scores(images, batch, campaign)
+    for state in judged_states(campaign):
+        mask_logits_BKHW, diagnosis_logits_BN = _recognised(networks, images[state], machine)
         if mask_logits_BKHW is not None:
-            scores.update(_dice_scores(state, mask_logits_BKHW, batch, campaign.data.masks))
+            found = _mask_scores(mask_logits_BKHW, batch, campaign.data.masks, spacing_B2)
+            scores.update({f"{state}.{name}": values for name, values in found.items()})
         if diagnosis_logits_BN is not None:
             scores[f"{state}.probabilities"] = diagnosis_logits_BN.double().softmax(1)
     return scores
 
 
-def _dice_scores(state: str, logits_BKHW: Tensor, batch: Batch, names: Sequence[str]) -> dict[str, Tensor]:
-    dice_of_classes_BK = dice_BK(logits_BKHW.argmax(1), batch.mask_BHW, len(names))
-    dice_of_classes_BK[~batch.has_mask_B] = torch.nan
-    mean_B = torch.from_numpy(mean_over_classes(dice_of_classes_BK.double().cpu().numpy()))
-    scores = {f"{state}.dice": mean_B}
-    for column, name in enumerate(names):
-        scores[f"{state}.dice.{name.replace(' ', '_')}"] = dice_of_classes_BK[:, column]
+def _quality_scores(images: Mapping[str, Tensor], batch: Batch, campaign: CampaignConfig) -> dict[str, Tensor]:
+    """How what was made of the clean image differs from it; nothing for a state that nothing was done for."""
+    scores: dict[str, Tensor] = {}
+    region_BHW = batch.mask_BHW > 0
+    for state, kind in (("degraded", campaign.degrade.kind), ("enhanced", campaign.enhance.kind)):
+        if kind == "none":
+            continue
+        for name, metric in (("psnr_db", psnr_db_B), ("ssim", ssim_B), ("rmse", rmse_B)):
+            scores[f"{state}.{name}"] = metric(batch.clean_BCHW, images[state])
+            if campaign.data.masks:
+                scores[f"{state}.{name}_region"] = metric(batch.clean_BCHW, images[state], region_BHW)
     return scores
+
+
+def _mask_scores(
+    logits_BKHW: Tensor, batch: Batch, names: Sequence[str], spacing_B2: Tensor | None
+) -> dict[str, Tensor]:
+    has_mask_B11 = batch.has_mask_B[:, None, None]
+    # Without a mask nothing was there and nothing was found: no class has a score.
+    predicted_BHW, truth_BHW = logits_BKHW.argmax(1) * has_mask_B11, batch.mask_BHW * has_mask_B11
+    of_classes = overlaps(predicted_BHW, truth_BHW, len(names))
+    of_classes["mask_ssim"] = mask_ssim_BK(predicted_BHW, truth_BHW, len(names))
+    dice_by_class = {
+        f"dice.{name.replace(' ', '_')}": of_classes["dice"][:, column] for column, name in enumerate(names)
+    }
+    if spacing_B2 is None:
+        return {**_means(of_classes), **dice_by_class}
+    of_classes |= _distances(predicted_BHW, truth_BHW, len(names), spacing_B2)
+    return {**_means(of_classes), **dice_by_class, "missed": missed_B(predicted_BHW, truth_BHW, len(names))}
+
+
+def _means(of_classes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        name: torch.from_numpy(mean_over_classes(scores_BK.double().cpu().numpy()))
+        for name, scores_BK in of_classes.items()
+    }
+
+
+def _distances(predicted_BHW: Tensor, truth_BHW: Tensor, num_masks: int, spacing_B2: Tensor) -> dict[str, Tensor]:
+    """In mm for images whose spacing is known, else in pixels: NaN under the unit that an image does not have."""
+    known_B1 = (spacing_B2 > 0).all(1, keepdim=True)
+    units_B2 = torch.where(known_B1, spacing_B2, 1.0)
+    distances: dict[str, Tensor] = {}
+    for name, values_BK in surface_distances(predicted_BHW, truth_BHW, num_masks, units_B2).items():
+        distances[f"{name}_mm"] = values_BK.masked_fill(~known_B1, torch.nan)
+        distances[f"{name}_px"] = values_BK.masked_fill(known_B1, torch.nan)
+    return distances
+
+
+def _spacing_N2(slices: Slices, campaign: CampaignConfig) -> Tensor:
+    """Row and column spacing of each slice in mm, 0 where it is not known."""
+    agreed = campaign.data.ingest.spacing_mm
+    if agreed is not None:
+        return torch.tensor(agreed[1:]).expand(len(slices), 2)
+    of_slices: Tensor | None = getattr(slices, "spacing_N2", None)
+    return torch.zeros(len(slices), 2) if of_slices is None else of_slices
 
 
 def _patients(values: Mapping[str, Values], slices: Slices) -> dict[str, tuple[Values, npt.NDArray[np.int64]]]:
     patient_N, diagnosis_N = slices.patient_N.numpy(), slices.diagnosis_N.numpy()
     return {
         state: per_patient(values[f"{state}.probabilities"], patient_N, diagnosis_N)
-        for state in ("clean", "degraded", "enhanced")
-        if f"{state}.probabilities" in values  # else there are no slices at all
+        for state in STATES
+        if f"{state}.probabilities" in values
     }
 
 
-def _patient_scores(patients: Mapping[str, tuple[Values, npt.NDArray[np.int64]]]) -> dict[str, Values]:
+def _patient_scores(
+    patients: Mapping[str, tuple[Values, npt.NDArray[np.int64]]], names: Sequence[str]
+) -> dict[str, Values]:
     scores: dict[str, Values] = {}
     for state, (probabilities_PN, diagnosis_P) in patients.items():
         scores[f"{state}.accuracy"] = correct_P(probabilities_PN, diagnosis_P)
-        scores[f"{state}.auc"] = np.array([auc(probabilities_PN, diagnosis_P)])
+        for name, value in of_all_patients(probabilities_PN, diagnosis_P, names).items():
+            scores[f"{state}.{name}"] = np.array([value])
     return scores
