@@ -14,8 +14,9 @@ from shared.checkpoint import write_atomically
 
 RoundRecord: TypeAlias = Mapping[str, Any]
 """{"round", "seconds", "participants", "dropped": {site: reason}, "bytes_up", "bytes_down", "num_samples": {site: n},
-"update_norm", "training": {site: {...}}, "evaluation": {site: {metric: {"count", "total", "total_sq", "quantiles"}}}},
-and where the campaign promotes "promotion": {"open", "cosine", "added_share"} (server/strategies/promotion.py).
+"images": {site: {part: n}} (shared.weights.PARTS), "update_norm" (of what is learnt), "training": {site: {...}},
+"evaluation": {site: {metric: {"count", "total", "total_sq", "quantiles"}}}}, and where the campaign promotes
+"promotion": {"open", "cosine", "added_share"} (server/strategies/promotion.py).
 
 `evaluation` of round r judges the weights that round r - 1 made; the closing record carries round = rounds + 1."""
 

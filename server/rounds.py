@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from shared.config import CampaignConfig, campaign_digest
 from shared.errors import DataError, PeerError, RefusedError
 from shared.events import CampaignResumed, Event, RoundFailed, RoundFinished, RoundStarted, SiteReplied
 from shared.types import Action, Arrays
-from shared.weights import architecture_digest, norm
+from shared.weights import add, architecture_digest, learnt_and_prior, norm
 from shared.wire.link import Failure, Link
 from shared.wire.messages import ReceivedUpdate, Record, Refusal, metrics_json, plan_record, read_answer
 
@@ -99,7 +99,7 @@ def begin(run: Run, initial: Callable[[], Arrays]) -> tuple[FederationState, tup
             architecture_digest=architecture_digest(weights),
             round=0,
             weights=weights,
-            optimiser=STRATEGIES[config.kind].init(weights, config),
+            optimiser=STRATEGIES[config.kind].init(learnt_and_prior(weights)[0], config),
         )
         return state, ()
     state, rounds = checkpoint.state, run.campaign.rounds.rounds
@@ -167,6 +167,7 @@ class Replies:
             "bytes_up": self.bytes_up,
             "bytes_down": self.bytes_down,
             "num_samples": dict(sorted(self.total.samples.items())),
+            "images": dict(sorted(self.total.images.items())),
             "training": dict(sorted(self.training.items())),
             "evaluation": dict(sorted(self.evaluation.items())),
             **more,
@@ -184,7 +185,7 @@ def attempt_round(
     sites = online(members, run.link.peers())
     run.on_event(RoundStarted(number, rounds.rounds, attempt, tuple(sites)))
     promotes = run.campaign.strategy.promotion != "none"
-    max_samples = training.local_steps * training.batch_size
+    max_samples = training.local_steps * run.campaign.images_per_step
     total = WeightedSum(state.weights, round=number, max_samples=max_samples, promotes=promotes)
     replies = Replies(number, total)
     absent = {card.site for card in members.cards.values()} - sites.keys()
@@ -244,16 +245,22 @@ def take(run: Run, replies: Replies, site: str, reply: Record | Failure, action:
 
 
 def finish(campaign: CampaignConfig, state: FederationState, replies: Replies) -> tuple[FederationState, RoundRecord]:
-    """The state one round on, and the round's record; raises DataError rather than spread weights that overflowed."""
-    mean = replies.total.mean()
+    """The state one round on, and the round's record; raises DataError rather than spread weights that overflowed.
+
+    The mean mask map is a statistic: it becomes the mean of the sites' maps, and no strategy or gate sees it.
+    """
+    mean, prior_change = learnt_and_prior(replies.total.mean())
+    weights, prior = learnt_and_prior(state.weights)
     config = campaign.strategy
     more: dict[str, Any] = {}
     with np.errstate(over="ignore", invalid="ignore"):  # refused below, in words
         if config.promotion != "none":
             mean, promotion = promoted(mean, replies.total.added_mean(), config.promotion)
             more["promotion"] = asdict(promotion)
-        after = STRATEGIES[config.kind].apply(state, mean, config)
+        after = STRATEGIES[config.kind].apply(replace(state, weights=weights), mean, config)
     assert after.round == replies.round, (after.round, replies.round)
+    moved = after.weights | add(prior, prior_change)
+    after = replace(after, weights={name: moved[name] for name in state.weights})
     for name, values in after.weights.items():
         if not np.isfinite(values).all():
             raise DataError(

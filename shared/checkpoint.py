@@ -26,6 +26,7 @@ from safetensors.numpy import load_file, save_file
 
 from shared.errors import DataError, RefusedError
 from shared.types import Arrays
+from shared.weights import learnt_and_prior
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -112,7 +113,7 @@ def load_round(folder: Path, number: int, config_digest: str) -> Checkpoint:
         files = {file: _checked(folder / name / file, str(digest), name) for file, digest in manifest["files"].items()}
         weights = {key: files[WEIGHTS][key] for key in manifest["names"]}
         optimiser = {
-            part: {key: files[OPTIMISER][f"{part}/{key}"] for key in manifest["names"]}
+            part: {key: files[OPTIMISER][f"{part}/{key}"] for key in learnt_and_prior(weights)[0]}
             for part in manifest["optimiser"]
         }
         state = FederationState(

@@ -8,7 +8,7 @@ networks.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,6 +44,18 @@ def part_of(name: str) -> str | None:
         return None
     module = rest.partition(".")[0]
     return "decoder" if module in _DECODER else "diagnosis" if module in _DIAGNOSIS else "encoder"
+
+
+def parts_of(names: Iterable[str]) -> tuple[str, ...]:
+    """The parts that weights of these names have, in the order of PARTS: what an update has to count images for."""
+    found = set(map(part_of, names))
+    return tuple(part for part in PARTS if part in found)
+
+
+def learnt_and_prior(arrays: Arrays) -> tuple[Arrays, Arrays]:
+    """What is learnt, and what is a statistic that is only averaged; together all of `arrays`, each in their order."""
+    learnt = {name: values for name, values in arrays.items() if part_of(name) != "prior"}
+    return learnt, {name: values for name, values in arrays.items() if name not in learnt}
 
 
 def to_arrays(networks: Networks) -> Arrays:

@@ -20,10 +20,11 @@ from typing import Any, TypeAlias, cast, get_args
 
 from shared.errors import DataError
 from shared.types import Action, Metrics, Moments, Plan, SiteCard, Update
+from shared.weights import PARTS, parts_of
 from shared.wire.arrays import Half, decode_array, encode_array, encode_half
 
-FORMAT = 2
-"""2: what recognition added may stand beside a difference."""
+FORMAT = 3
+"""3: an update counts images per part of the network; 2: what recognition added may stand beside a difference."""
 ADDED = "added."
 MAX_HEADER_BYTES = 4 * 1024**2
 MAX_ARRAYS = 20_000
@@ -55,6 +56,8 @@ class ReceivedUpdate:
     site: str
     round: int
     num_samples: int
+    images: Mapping[str, int]
+    """By names of shared.weights.PARTS; whether they are the weights' own is for the coordinator to check."""
     training: Mapping[str, float]
     evaluation: Metrics
     shapes: Mapping[str, tuple[int, ...]]
@@ -105,6 +108,7 @@ def update_header(update: Update) -> dict[str, Any]:
         "site": update.site,
         "round": update.round,
         "num_samples": update.num_samples,
+        "images": dict(update.images) or dict.fromkeys(parts_of(update.difference), update.num_samples),  # BRIDGE
         "training": {key: value for key, value in update.training.items() if math.isfinite(value)},
         "evaluation": {key: _moments_json(value) for key, value in update.evaluation.items() if _is_finite(value)},
         "shapes": {name: values.shape for name, values in update.difference.items()},
@@ -206,12 +210,21 @@ def _update(header: dict[str, Any], record: Record) -> ReceivedUpdate:
         site=_site(header),
         round=_count(header, "round"),
         num_samples=_count(header, "num_samples"),
+        images=_images(header),
         training={key: _number(training, key) for key in training},
         evaluation=read_metrics(_group(header, "evaluation")),
         shapes=shapes,
         arrays={name: record.arrays[name] for name in shapes},
         added=added,
     )
+
+
+def _images(header: Mapping[str, Any]) -> dict[str, int]:
+    counts = _group(header, "images", len(PARTS))
+    for part in counts:
+        if part not in PARTS:
+            raise DataError(f"images are counted for {', '.join(PARTS)}, not for {one_line(part)!r}")
+    return {part: _count(counts, part) for part in counts}
 
 
 def _added(header: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], record: Record) -> dict[str, Half]:

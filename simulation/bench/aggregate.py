@@ -23,6 +23,7 @@ from flwr.app import RecordDict
 
 from server.collect import WeightedSum
 from shared.types import Arrays, Update
+from shared.weights import parts_of
 from shared.wire.arrays import encode_array
 from shared.wire.flower import to_content, to_record
 from shared.wire.messages import ReceivedUpdate, Record, header_bytes, read_answer, update_header
@@ -33,10 +34,12 @@ PEAK_MB = 600.0
 FLAT = 0.10
 SIZES = (10, 50)
 SHAPES: dict[str, tuple[int, ...]] = {
-    **{f"recogniser.level{level}.weight": (512, 512, 3, 3) for level in range(10)},
+    **{f"recogniser.down.{level}.weight": (512, 512, 3, 3) for level in range(5)},
+    **{f"recogniser.up.{level}.weight": (512, 512, 3, 3) for level in range(5)},
     "enhancer.first.weight": (512, 256, 3, 3),
     "enhancer.last.weight": (256, 100, 3, 3),
-    **{f"recogniser.level{level}.bias": (512,) for level in range(10)},
+    **{f"recogniser.down.{level}.bias": (512,) for level in range(5)},
+    **{f"recogniser.up.{level}.bias": (512,) for level in range(5)},
 }
 """25.0 M values, cut as a U-Net's are."""
 
@@ -71,10 +74,14 @@ def _in_process(mode: str, n: int) -> dict[str, float]:
 
 
 def replies(n: int, shapes: dict[str, tuple[int, ...]]) -> Iterator[RecordDict]:
-    """Contents of `n` replies as they come off Flower's transport, made one by one; site i drew 100 + i samples."""
+    """Contents of `n` replies as they come off Flower's transport, made one by one.
+
+    Site i drew 100 + i samples, and all of them moved every part: where a count is 0, ours has less to do.
+    """
     rng = np.random.Generator(np.random.PCG64(0))
     for i in range(n):
-        header = update_header(Update(f"site-{i}", 1, 100 + i, {})) | {"shapes": shapes}
+        images = dict.fromkeys(parts_of(shapes), 100 + i)
+        header = update_header(Update(f"site-{i}", 1, 100 + i, {}, images=images)) | {"shapes": shapes}
         yield to_content(Record(header_bytes("update", header), _random_arrays(rng, shapes)))
 
 

@@ -1,16 +1,20 @@
-"""The streamed sum is the weighted mean, in any order, and a refused update is not in it."""
+"""The streamed sum is the weighted mean of every part, in any order, and a refused update is not in it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from server import collect
 from server.collect import WeightedSum
 from shared.errors import DataError
 from shared.types import Arrays, Update
+from shared.weights import part_of
 from shared.wire.arrays import Half, decode_half, encode_half
 from shared.wire.messages import ReceivedUpdate, read_answer, update_record
 
@@ -23,9 +27,17 @@ def arrays(seed: int) -> Arrays:
 
 
 def received(
-    site: str, values: Arrays, *, round: int = 2, num_samples: int = 10, added: Arrays | None = None
+    site: str,
+    values: Arrays,
+    *,
+    round: int = 2,
+    num_samples: int = 10,
+    added: Arrays | None = None,
+    images: Mapping[str, int] | None = None,
 ) -> ReceivedUpdate:
-    update = read_answer(update_record(Update(site, round, num_samples, values, added=added or {})))
+    """Every image moved the encoder, which is all that the weights of the first half of this file have."""
+    images = {"encoder": num_samples} if images is None else images
+    update = read_answer(update_record(Update(site, round, num_samples, values, added=added or {}, images=images)))
     assert isinstance(update, ReceivedUpdate)
     return update
 
@@ -97,8 +109,11 @@ def without(name: str) -> Arrays:
     [
         (received("a", arrays(3)), "expected a reply in the name of b, got one in the name of a"),
         (received("b", arrays(3), round=1), "expected an update of round 2, got one of round 1"),
-        (received("b", arrays(3), num_samples=0), "expected 1 to 100 samples, got 0"),
-        (received("b", arrays(3), num_samples=101), "expected 1 to 100 samples, got 101"),
+        (received("b", arrays(3), num_samples=101), "expected 0 to 100 samples, got 101"),
+        (replace(received("b", arrays(3)), num_samples=-1), "expected 0 to 100 samples, got -1"),
+        (received("b", arrays(3), images={"encoder": 101}), "expected 0 to 100 images for the encoder, got 101"),
+        (replace(received("b", arrays(3)), images={"encoder": -1}), "expected 0 to 100 images for the encoder, got -1"),
+        (replace(received("b", arrays(3)), images={}), "expected images counted for the parts encoder; got none"),
         (received("b", without("enhancer.a")), "array 'enhancer.a' is missing"),
         (received("b", {**arrays(3), "x": np.ones(1, np.float32)}), "expected 3 arrays, got 4"),
         (received("b", {**arrays(3), "enhancer.a": np.ones((5, 3), np.float32)}), r"must have shape \[3, 5\], got"),
@@ -128,6 +143,192 @@ def test_a_site_counts_once() -> None:
     with pytest.raises(DataError, match="of round 2 was already received"):
         total.add(received("a", arrays(2)), site="a")
     assert total.mean()["enhancer.a"].tobytes() == once.mean()["enhancer.a"].tobytes()
+
+
+# ------------------------------------------------------------------------------------------------- part by part
+
+PARTED = {
+    "enhancer.a": (3, 5),
+    "recogniser.down.0.weight": (2, 3),
+    "recogniser.up.0.weight": (4,),
+    "recogniser.mask_head.bias": (),
+    "recogniser.diagnosis_head.weight": (2, 2),
+    "critic.c": (3,),
+    "prior.map_KHW": (2, 2, 2),
+}
+PARTS_HERE = ("encoder", "decoder", "diagnosis", "prior")
+PRIOR = np.array([[[0.5, 0.75], [1, 0.25]], [[0.5, 0.25], [0, 0.75]]], np.float32)
+
+
+def incoming() -> Arrays:
+    return {name: np.zeros(shape, np.float32) for name, shape in PARTED.items()} | {"prior.map_KHW": PRIOR}
+
+
+def parted(seed: int) -> Arrays:
+    """A site's differences; its own map is one of probabilities that add up to 1."""
+    rng = np.random.default_rng(seed)
+    values = {name: np.asarray(rng.standard_normal(shape), np.float32) for name, shape in PARTED.items()}
+    first_HW = rng.random((2, 2), dtype=np.float32)
+    return values | {"prior.map_KHW": np.stack([first_HW, 1 - first_HW]) - PRIOR}
+
+
+def parting() -> WeightedSum:
+    return WeightedSum(incoming(), round=2, max_samples=100)
+
+
+def counted(**images: int) -> dict[str, int]:
+    return {**dict.fromkeys(PARTS_HERE, 10), **images}
+
+
+def plain_mean(sites: list[tuple[Arrays, int, dict[str, int]]], *, equal: bool) -> Arrays:
+    """The twin: value by value, in a loop, in float64."""
+    mean: Arrays = {}
+    for name, shape in PARTED.items():
+        total, weights = np.zeros(shape, np.float64), 0.0
+        for values, samples, images in sites:
+            part = part_of(name)
+            count = samples if part is None else images[part]
+            weight = (1 if count else 0) if equal else count
+            total = total + weight * values[name].astype(np.float64)
+            weights += weight
+        mean[name] = np.asarray(total / weights if weights else np.zeros(shape), np.float32)
+    return mean
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("equal", [False, True])
+@pytest.mark.parametrize("seed", range(8))
+def test_every_part_has_the_mean_over_the_sites_that_trained_it(equal: bool, seed: int) -> None:
+    """Random labels: about half of the counts are 0, and in some of these rounds nobody trained a part."""
+    rng = np.random.default_rng(seed)
+    sites = []
+    for i in range(5 if seed else 2):
+        held = {part: int(rng.integers(0, 2) * rng.integers(1, 101)) for part in PARTS_HERE}
+        sites.append((parted(100 * seed + i), int(rng.integers(0, 101)), held))
+    total = parting()
+    for i, (values, samples, images) in enumerate(sites):
+        total.add(received(f"s{i}", values, num_samples=samples, images=images), site=f"s{i}", equal=equal)
+    assert total.images == {f"s{i}": images for i, (_, _, images) in enumerate(sites)}
+    mean, expected = total.mean(), plain_mean(sites, equal=equal)
+    assert list(mean) == list(PARTED)
+    for name in PARTED:
+        np.testing.assert_allclose(mean[name], expected[name], rtol=1e-6, atol=1e-30)
+        assert (mean[name].dtype, mean[name].shape) == (np.float32, PARTED[name])
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_part_that_nobody_trained_stays_as_it_is() -> None:
+    total = parting()
+    for i in range(3):
+        images = counted(decoder=0, prior=0)
+        total.add(received(f"s{i}", parted(i), images=images), site=f"s{i}", equal=i == 1)
+    for name, values in total.mean().items():
+        assert values.any() == (part_of(name) not in ("decoder", "prior")), name
+
+
+def test_a_site_without_any_label_and_without_a_sample_is_no_reason_to_refuse_the_others() -> None:
+    total, alone = parting(), parting()
+    total.add(received("none", parted(1), num_samples=0, images=dict.fromkeys(PARTS_HERE, 0)), site="none")
+    for sum_ in (total, alone):
+        sum_.add(received("both", parted(2), images=counted()), site="both")
+    assert total.samples == {"none": 0, "both": 10}
+    after, expected = total.mean(), alone.mean()
+    assert all(after[name].tobytes() == expected[name].tobytes() for name in PARTED)
+
+
+def test_what_a_site_sends_for_a_part_that_it_did_not_train_is_not_looked_at() -> None:
+    """Not even a mask map that is none."""
+    quiet, loud = parting(), parting()
+    wild = {name: values * (1 if part_of(name) is None else 1000) for name, values in parted(1).items()}
+    for sum_, values in ((quiet, parted(1)), (loud, wild)):
+        sum_.add(received("a", values, images=dict.fromkeys(PARTS_HERE, 0)), site="a")
+        sum_.add(received("b", parted(2), images=counted()), site="b")
+    after, expected = loud.mean(), quiet.mean()
+    assert all(after[name].tobytes() == expected[name].tobytes() for name in PARTED)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 100), st.integers(0, 2**32 - 1)), min_size=1, max_size=6), st.booleans())
+def test_with_all_counts_equal_to_the_samples_the_mean_is_that_of_the_rule_before_to_the_bit(
+    sites: list[tuple[int, int]], equal: bool
+) -> None:
+    """The rule before: one weight for all arrays of a site, and one sum of weights."""
+    total, weights = parting(), 0.0
+    sums = {name: np.zeros(shape, np.float64) for name, shape in PARTED.items()}
+    for i, (count, seed) in enumerate(sites):
+        values, weight = parted(seed), 1.0 if equal else float(count)
+        images = dict.fromkeys(PARTS_HERE, count)
+        total.add(received(f"s{i}", values, num_samples=count, images=images), site=f"s{i}", equal=equal)
+        weights += weight
+        for name in sums:
+            sums[name] += weight * values[name].astype(np.float64)
+    for name, values in total.mean().items():
+        assert values.tobytes() == (sums[name] / weights).astype(np.float32).tobytes(), name
+
+
+def with_nan(name: str) -> Arrays:
+    values = parted(3)
+    values[name].reshape(-1)[-1] = np.nan
+    return values
+
+
+def with_map(map_KHW: np.ndarray) -> Arrays:
+    return parted(3) | {"prior.map_KHW": (map_KHW - PRIOR).astype(np.float32)}
+
+
+ZERO_DECODER = counted(decoder=0)
+LACKING = {name: values for name, values in parted(3).items() if name != "recogniser.mask_head.bias"}
+
+
+@pytest.mark.parametrize(
+    ("update", "reason"),
+    [
+        (received("b", parted(3), images=counted(decoder=2**40)), "0 to 100 images for the decoder, got 1099511627776"),
+        (received("b", parted(3), images={"encoder": 1, "diagnosis": 1, "prior": 1}), "got diagnosis, encoder, prior"),
+        (replace(received("b", parted(3)), images=counted(critic=1)), "got critic, decoder, diagnosis, encoder, prior"),
+        (replace(received("b", parted(3)), images={}), "parts decoder, diagnosis, encoder, prior; got none"),
+        (received("b", with_nan("recogniser.up.0.weight"), images=ZERO_DECODER), "up.0.weight' holds values that are"),
+        (received("b", with_nan("prior.map_KHW"), images=counted(prior=0)), "map_KHW' holds values that are not fin"),
+        (received("b", LACKING, images=ZERO_DECODER), "array 'recogniser.mask_head.bias' is missing"),
+        (received("b", with_map(PRIOR * 0 + 1.01), images=counted()), "array 'prior.map_KHW' does not lead to prob"),
+        (received("b", with_map(PRIOR * 0 - 0.01), images=counted()), "array 'prior.map_KHW' does not lead to prob"),
+        (received("b", with_map(PRIOR - 3e38), images=counted(prior=1)), "array 'prior.map_KHW' does not lead to prob"),
+        (
+            received("b", with_map(PRIOR), round=1, images=counted()),
+            "expected an update of round 2, got one of round 1",
+        ),
+        (received("a", parted(3), images=counted()), "expected a reply in the name of b, got one in the name of a"),
+    ],
+)
+def test_a_lie_about_a_part_is_refused_and_leaves_every_sum_as_it_was(update: ReceivedUpdate, reason: str) -> None:
+    total, expected = parting(), parting()
+    for sum_ in (total, expected):
+        sum_.add(received("a", parted(1), images=counted(decoder=0)), site="a")
+    with pytest.raises(DataError, match=reason):
+        total.add(update, site="b")
+    for sum_ in (total, expected):
+        sum_.add(received("c", parted(2), images=counted(diagnosis=3)), site="c")
+    assert total.images == expected.images
+    after, untouched = total.mean(), expected.mean()
+    assert all(after[name].tobytes() == untouched[name].tobytes() for name in PARTED)
+
+
+def test_a_replayed_update_is_refused_although_its_counts_are_in_order() -> None:
+    total, once = parting(), parting()
+    update = received("a", parted(1), images=counted())
+    for sum_ in (total, once):
+        sum_.add(update, site="a")
+    with pytest.raises(DataError, match="an update of round 2 was already received"):
+        total.add(update, site="a")
+    after, expected = total.mean(), once.mean()
+    assert all(after[name].tobytes() == expected[name].tobytes() for name in PARTED)
+
+
+def test_rounding_at_the_ends_of_a_mean_mask_map_is_no_reason_to_refuse_it() -> None:
+    total = parting()
+    total.add(received("a", with_map(PRIOR.round() * 1.0005 - 0.0002), images=counted()), site="a")
+    moved = PRIOR + total.mean()["prior.map_KHW"]
+    np.testing.assert_allclose(moved, PRIOR.round(), atol=1e-3)
 
 
 # -------------------------------------------------------------------------------------------- what recognition added

@@ -19,7 +19,7 @@ from shared.config import CampaignConfig, StrategyConfig
 from shared.errors import DataError, PeerError, RefusedError
 from shared.events import CampaignResumed, Event, RoundFailed, SiteJoined, SiteRefused
 from shared.types import Action, Arrays, Moments, Plan, SiteCard, Update
-from shared.weights import architecture_digest
+from shared.weights import architecture_digest, parts_of
 from shared.wire.link import Failure, Peer
 from shared.wire.messages import Record, card_record, read_plan, refusal_record, update_record
 
@@ -49,7 +49,8 @@ class Sites:
         if plan.action == "evaluate":
             return Update(site, plan.round, 0, {}, {}, evaluation)
         learned = {name: np.full_like(values, value) for name, values in plan.weights.items()}
-        return Update(site, plan.round, int(value), learned, {"loss_enhance": 1 / value}, evaluation)
+        images = dict.fromkeys(parts_of(plan.weights), int(value))
+        return Update(site, plan.round, int(value), learned, {"loss_enhance": 1 / value}, evaluation, images=images)
 
 
 class ScriptedLink:
@@ -138,10 +139,11 @@ def test_two_rounds_and_a_closing_evaluation(campaign: CampaignConfig, link: Scr
     first, _, closing = result.records
     assert first["participants"] == ["a", "b", "c"]
     assert first["num_samples"] == {"a": 1, "b": 2, "c": 3}
+    assert first["images"] == {"a": {"encoder": 1}, "b": {"encoder": 2}, "c": {"encoder": 3}}
     assert first["training"]["b"] == {"loss_enhance": 0.5}
     assert first["evaluation"]["a"]["enhanced.psnr_db"]["total"] == 41
     assert closing["evaluation"]["c"]["enhanced.psnr_db"]["total"] == 43
-    assert closing["training"] == closing["num_samples"] == {}
+    assert closing["training"] == closing["num_samples"] == closing["images"] == {}
     assert first["bytes_down"] > 3 * 40
     assert first["bytes_up"] > 3 * 40
     assert read_records(tmp_path / "run") == list(result.records)
@@ -184,7 +186,12 @@ def poisoned(link: ScriptedLink) -> Callable[[Plan], Reply]:
         (poisoned, "array 'recogniser.v' holds values that are not finite"),
         (changed(round=7), "expected an update of round 1, got one of round 7"),
         (changed(site="a"), "expected a reply in the name of b, got one in the name of a"),
-        (changed(num_samples=10**6), "expected 1 to 16 samples, got 1000000"),
+        (changed(num_samples=10**6), "expected 0 to 16 samples, got 1000000"),
+        (changed(images={"encoder": 17}), "expected 0 to 16 images for the encoder, got 17"),
+        (
+            changed(images={"encoder": 2, "decoder": 2}),
+            "expected images counted for the parts encoder; got decoder, enc",
+        ),
         (changed(difference={"enhancer.w": np.ones((2, 3), np.float32)}), "array 'recogniser.v' is missing"),
         (lambda link: lambda plan: Record(b"{}"), "not an object with a kind"),
         (lambda link: lambda plan: Failure("the site went offline"), "the site went offline"),
@@ -572,6 +579,108 @@ def test_another_campaigns_folder_is_refused(campaign: CampaignConfig, link: Scr
     run(campaign, link, tmp_path)
     with pytest.raises(RefusedError, match="choose another run_dir"):
         run(replace(campaign, seed=1), link, tmp_path)
+
+
+# ------------------------------------------------------------------------------------------- parts, and the mask map
+
+TRUE_MAPS = {"a": 0.25, "b": 1.0}
+COUNTS = {"a": 3, "b": 1, "c": 0}
+PARTED: Arrays = {
+    **WEIGHTS,
+    "recogniser.up.w": np.ones(2, np.float32),
+    "prior.map_KHW": np.zeros((2, 2, 2), np.float32),
+}
+
+
+class Labelled(Sites):
+    """Site a has 3 images with a mask, b one, c none; who has any answers with the map that is true there."""
+
+    def card(self, site: str, plan: Plan) -> SiteCard:
+        return replace(super().card(site, plan), architecture_digest=architecture_digest(PARTED))
+
+    def update(self, site: str, plan: Plan) -> Update:
+        update = super().update(site, plan)
+        if plan.action == "evaluate":
+            return update
+        here = plan.weights["prior.map_KHW"]
+        change = np.full_like(here, TRUE_MAPS[site]) - here if site in TRUE_MAPS else np.full_like(here, 9)
+        images = {"encoder": update.num_samples, "decoder": COUNTS[site], "prior": COUNTS[site]}
+        return replace(update, difference={**update.difference, "prior.map_KHW": change}, images=images)
+
+
+def federate(campaign: CampaignConfig, run_dir: Path, strategy: StrategyConfig, link: Any = None) -> CampaignResult:
+    link = link or ScriptedLink(Labelled("abc"))
+    return run(replace(campaign, strategy=strategy), link, run_dir, initial=lambda: PARTED)
+
+
+STRATEGIES = [
+    StrategyConfig(kind="fedavg"),
+    StrategyConfig(kind="fedavg", server_learning_rate=1.5),
+    StrategyConfig(kind="fedprox", proximal_mu=0.1, server_learning_rate=0.5),
+    StrategyConfig(kind="fedadam", server_learning_rate=0.1),
+    StrategyConfig(kind="fedyogi", server_learning_rate=0.1),
+]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda s: f"{s.kind}-{s.server_learning_rate}")
+def test_the_mask_map_is_the_counted_mean_of_the_sites_maps_whatever_the_strategy(
+    campaign: CampaignConfig, tmp_path: Path, strategy: StrategyConfig
+) -> None:
+    result = federate(campaign, tmp_path, strategy)
+    np.testing.assert_allclose(result.state.weights["prior.map_KHW"], (3 * 0.25 + 1.0) / 4, rtol=1e-6)
+    assert list(result.state.weights) == list(PARTED)
+    assert all("prior.map_KHW" not in arrays for arrays in result.state.optimiser.values())
+    assert result.records[0]["dropped"] == {}
+    assert result.records[0]["images"]["c"] == {"encoder": 3, "decoder": 0, "prior": 0}
+
+
+def test_the_mask_map_changes_nothing_of_what_is_learnt(campaign: CampaignConfig, tmp_path: Path) -> None:
+    """The same sites without the map learn the same bits, and the round's norm is of what is learnt."""
+    adam = StrategyConfig(kind="fedadam", server_learning_rate=0.1)
+    with_map, without = federate(campaign, tmp_path / "map", adam), tmp_path / "none"
+    plain = run(replace(campaign, strategy=adam), ScriptedLink(Sites("abc")), without)
+    for name in WEIGHTS:
+        assert with_map.state.weights[name].tobytes() == plain.state.weights[name].tobytes()
+    learnt = [ALL] * 10 + [(3 * 1 + 1 * 2) / 4] * 2
+    assert with_map.records[0]["update_norm"] == pytest.approx(sum(v * v for v in learnt) ** 0.5)
+
+
+def test_the_decoder_is_averaged_over_the_sites_that_have_masks(campaign: CampaignConfig, tmp_path: Path) -> None:
+    result = federate(campaign, tmp_path, StrategyConfig(kind="fedavg"))
+    np.testing.assert_allclose(result.state.weights["recogniser.up.w"], 1 + 2 * (3 * 1 + 1 * 2) / 4, rtol=1e-6)
+    np.testing.assert_allclose(result.state.weights["recogniser.v"], 1 + 2 * ALL, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["fedavg", "fedadam"])
+def test_a_resumed_run_goes_on_with_the_mask_map(campaign: CampaignConfig, tmp_path: Path, kind: Any) -> None:
+    killing = ScriptedLink(Labelled("abc"))
+
+    def kill(plan: Plan) -> Reply:
+        raise KilledError
+
+    killing.replies[("b", "train", 2)] = kill
+    with pytest.raises(KilledError):
+        federate(campaign, tmp_path / "killed", StrategyConfig(kind=kind), killing)
+    resumed = federate(campaign, tmp_path / "killed", StrategyConfig(kind=kind))
+    whole = federate(campaign, tmp_path / "whole", StrategyConfig(kind=kind))
+    for name in PARTED:
+        assert resumed.state.weights[name].tobytes() == whole.state.weights[name].tobytes()
+    assert [r["images"] for r in resumed.records] == [r["images"] for r in whole.records]
+
+
+def test_a_site_whose_map_is_none_of_probabilities_does_not_count(campaign: CampaignConfig, tmp_path: Path) -> None:
+    link, liar = ScriptedLink(Labelled("abc")), Labelled("abc")
+
+    def lie(plan: Plan) -> Reply:
+        update = liar.update("b", plan)
+        return update_record(
+            replace(update, difference={**update.difference, "prior.map_KHW": -PARTED["prior.map_KHW"] - 7})
+        )
+
+    link.replies[("b", "train", 1)] = link.replies[("b", "train", 2)] = lie
+    result = federate(campaign, tmp_path, StrategyConfig(kind="fedavg"), link)
+    assert "expected a mean mask map within [0, 1]" in result.records[0]["dropped"]["b"]
+    np.testing.assert_allclose(result.state.weights["prior.map_KHW"], 0.25, rtol=1e-6)
 
 
 # ---------------------------------------------------------------------------------------------------- federated gate

@@ -14,7 +14,17 @@ from shared.config import CampaignConfig
 from shared.errors import DataError
 from shared.networks import build_networks
 from shared.types import Arrays
-from shared.weights import add, architecture_digest, difference, load_arrays, norm, to_arrays
+from shared.weights import (
+    add,
+    architecture_digest,
+    difference,
+    learnt_and_prior,
+    load_arrays,
+    norm,
+    part_of,
+    parts_of,
+    to_arrays,
+)
 
 
 def test_weights_make_the_round_trip_to_the_bit(campaign: CampaignConfig) -> None:
@@ -102,6 +112,41 @@ def test_the_digest_sees_names_shapes_and_order_and_no_values(campaign: Campaign
     wider = replace(campaign, enhance=replace(campaign.enhance, channels=8))
     assert digest != architecture_digest(to_arrays(build_networks(wider)))
     assert digest != architecture_digest(dict(reversed(arrays.items())))
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("enhancer.up.0.weight", None),
+        ("critic.diagnosis_head.weight", None),
+        ("recogniser.up.0.conv.weight", "decoder"),
+        ("recogniser.narrow.1.bias", "decoder"),
+        ("recogniser.bridge.weight", "decoder"),
+        ("recogniser.mask_head.bias", "decoder"),
+        ("recogniser.diagnosis_head.weight", "diagnosis"),
+        ("recogniser.upper.weight", "encoder"),
+        ("recogniser.down.0.up.weight", "encoder"),
+        ("prior.map_KHW", "prior"),
+    ],
+)
+def test_the_first_module_of_a_recogniser_decides_the_part(name: str, part: str | None) -> None:
+    assert part_of(name) == part
+
+
+def test_parts_of_weights_stand_in_one_order() -> None:
+    names = ["prior.map_KHW", "enhancer.w", "recogniser.diagnosis_head.bias", "recogniser.down.0.weight"]
+    assert parts_of(names) == ("encoder", "diagnosis", "prior")
+    assert parts_of(["enhancer.w", "critic.v"]) == parts_of([]) == ()
+
+
+def test_what_is_learnt_and_the_mask_map_are_all_there_is_in_the_order_that_it_came() -> None:
+    names = ["recogniser.b", "prior.map_KHW", "enhancer.prior.w", "critic.c", "prior.other"]
+    arrays = {name: np.full(2, i, np.float32) for i, name in enumerate(names)}
+    learnt, prior = learnt_and_prior(arrays)
+    assert list(learnt) == ["recogniser.b", "enhancer.prior.w", "critic.c"]
+    assert list(prior) == ["prior.map_KHW", "prior.other"]
+    assert all((learnt | prior)[name] is arrays[name] for name in names)
+    assert learnt_and_prior({}) == ({}, {})
 
 
 def test_arithmetic_on_weights() -> None:

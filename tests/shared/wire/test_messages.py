@@ -38,6 +38,7 @@ UPDATE = Update(
     round=3,
     num_samples=64,
     difference=WEIGHTS,
+    images={"encoder": 64, "decoder": 0},
     training={"loss_enhance": 0.25},
     evaluation={
         "enhanced.psnr_db": Moments(2, 60.0, 1800.5, (1.0, 2.0, 3.0, 4.0, 5.0)),
@@ -59,6 +60,7 @@ def test_an_update_survives_the_wire_with_its_arrays_still_bytes() -> None:
     update = read_answer(update_record(UPDATE))
     assert isinstance(update, ReceivedUpdate)
     assert (update.site, update.round, update.num_samples) == ("hospital-1", 3, 64)
+    assert dict(update.images) == {"encoder": 64, "decoder": 0}
     assert dict(update.training) == {"loss_enhance": 0.25}
     assert dict(update.evaluation) == dict(UPDATE.evaluation)
     assert update.shapes == {"enhancer.z": (2, 3), "recogniser.a": (4,)}
@@ -141,7 +143,8 @@ CARD = card_record(SiteCard("hospital-1", DIGEST, DIGEST, "0.1.0", {}))
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        (header(update_record(UPDATE), format=1), "expected a message of format 2"),
+        (header(update_record(UPDATE), format=1), "expected a message of format 3"),
+        (header(update_record(UPDATE), format=2), "expected a message of format 3"),
         (header(update_record(UPDATE), kind="pickle"), "another kind of message"),
         (header(update_record(UPDATE), kind=3), "not an object with a kind"),
         (header(update_record(UPDATE), site="../../etc"), "a site's name must be"),
@@ -151,6 +154,15 @@ CARD = card_record(SiteCard("hospital-1", DIGEST, DIGEST, "0.1.0", {}))
         (header(update_record(UPDATE), round=1.5), "field 'round' must be a whole number"),
         (header(update_record(UPDATE), round=True), "field 'round' must be a whole number"),
         (header(update_record(UPDATE), num_samples=2**60), "field 'num_samples' must be a whole number"),
+        (header(update_record(UPDATE), images=None), "field 'images' must be a group of at most 4 names"),
+        (header(update_record(UPDATE), images={str(i): 1 for i in range(5)}), "must be a group of at most 4 names"),
+        (header(update_record(UPDATE), images={"critic": 1}), "encoder, decoder, diagnosis, prior, not for 'critic'"),
+        (header(update_record(UPDATE), images={"\n\x1b": 1}), "diagnosis, prior, not for ''"),
+        (header(update_record(UPDATE), images={"decoder": -1}), "field 'decoder' must be a whole number"),
+        (header(update_record(UPDATE), images={"decoder": 1.0}), "field 'decoder' must be a whole number"),
+        (header(update_record(UPDATE), images={"decoder": True}), "field 'decoder' must be a whole number"),
+        (header(update_record(UPDATE), images={"decoder": None}), "field 'decoder' must be a whole number"),
+        (header(update_record(UPDATE), images={"decoder": 2**53 + 1}), "field 'decoder' must be a whole number"),
         (header(update_record(UPDATE), training=[1]), "field 'training' must be a group"),
         (header(update_record(UPDATE), training={"loss": "low"}), "field 'loss' must be a finite number"),
         (header(update_record(UPDATE), training={"loss": 10**400}), "field 'loss' must be a finite number"),
