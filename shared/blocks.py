@@ -43,6 +43,11 @@ def halved_BCHW(features_BCHW: Tensor) -> Tensor:
     return nn.functional.avg_pool2d(features_BCHW, 2, ceil_mode=True)
 
 
+def halved_maximum_BCHW(features_BCHW: Tensor) -> Tensor:
+    """Maximum of 2 x 2 pixels; odd sizes are rounded up."""
+    return nn.functional.max_pool2d(features_BCHW, 2, ceil_mode=True)
+
+
 def upsampled_BCHW(features_BCHW: Tensor, like_BCHW: Tensor) -> Tensor:
     """Nearest neighbour up to the size of `like_BCHW`, so that odd sizes meet their skip connection."""
     return nn.functional.interpolate(features_BCHW, size=like_BCHW.shape[-2:], mode="nearest")

@@ -155,19 +155,19 @@ class VoxResNetRecogniser(nn.Module):
             nn.Sequential(*_pre_activated(above, below, stride=2), ResidualModule(below), ResidualModule(below))
             for above, below in itertools.pairwise(widths)
         )
-        self.finish = nn.ModuleList(nn.Sequential(group_norm(width), nn.ReLU()) for width in widths)
+        self.finish = nn.Sequential(group_norm(widths[-1]), nn.ReLU())
+        # A decoder by its name (shared.weights.part_of): masks alone move what finishes the stages before the deepest.
+        self.up = nn.ModuleList(nn.Sequential(group_norm(width), nn.ReLU()) for width in widths[:-1] if num_masks)
         self.dropout = nn.Dropout(config.dropout)
         self.mask_heads = nn.ModuleList(nn.Conv2d(width, 1 + num_masks, 1) for width in widths if num_masks)
         self.diagnosis_head = PooledHead(widths[-1], num_diagnoses, config.dropout) if num_diagnoses else None
-        if not num_masks:
-            self.finish = self.finish[-1:]
 
     def forward(self, image_BCHW: Tensor) -> Recognition:
         passed = [self.stem(image_BCHW)]
         for stage in self.stages:
             passed.append(stage(passed[-1]))
-        # zip from the deepest: without masks nothing but the deepest is looked at.
-        features = [finish(raw) for finish, raw in zip(reversed(self.finish), reversed(passed), strict=False)]
+        features = [self.finish(passed.pop())]
+        features += [finish(raw) for finish, raw in zip(reversed(self.up), reversed(passed), strict=False)]
         diagnosis_logits_BN = None if self.diagnosis_head is None else self.diagnosis_head(features[0])
         if not self.mask_heads:
             return Recognition(None, diagnosis_logits_BN, features)

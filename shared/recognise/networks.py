@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import itertools
 
-import torch
 from torch import Tensor, nn
 
 from shared.blocks import built, conv_block, halved_BCHW, upsampled_BCHW
 from shared.config import RecogniserConfig
 from shared.recognise.downstream import DOWNSTREAM
-from shared.recognise.recognition import Encoding, Recognition
-from shared.recognise.saliency import Bridge, bridge_of, bridged, saliency_of
+from shared.recognise.recognition import Encoding, Recognition, pooled_BC
+from shared.recognise.saliency import Bridge, Step, bridge_of, bridged, encoded, passed
 
 
 class UNetRecogniser(nn.Module):
@@ -43,30 +42,29 @@ class UNetRecogniser(nn.Module):
         self.mask_head = nn.Conv2d(widths[0], 1 + num_masks, 1) if num_masks else None
         self.narrow = nn.ModuleList(nn.Conv2d(below, above, 1) for above, below in pairs if num_masks)
         self.up = nn.ModuleList(conv_block(above, above) for above in widths[:-1] if num_masks)
-        # Mean and maximum: a lesion of a few pixels drowns in the mean alone.
         self.diagnosis_head = nn.Linear(2 * widths[-1], num_diagnoses) if num_diagnoses else None
         self.saliency = bridge if num_masks and num_diagnoses else None
         # Added to what the stage is given, as the skips are: the same as joining channels before a convolution.
         self.bridge = None if self.saliency is None else nn.Conv2d(channels + 1, widths[-2], 1, bias=False)
 
     def forward(self, image_BCHW: Tensor) -> Recognition:
-        encoding = self.encode(image_BCHW)
+        encoding, saliency_B1HW = encoded(self, image_BCHW)
         if self.mask_head is None:
             return Recognition(None, encoding.diagnosis_logits_BN, [encoding.deepest_BCHW], encoding.skips)
-        saliency_B1HW = None if self.saliency is None else saliency_of(self, image_BCHW)
         return self.decode(encoding, image_BCHW, saliency_B1HW)
 
-    def encode(self, image_BCHW: Tensor) -> Encoding:
-        features_BCHW = self.stem(image_BCHW)
+    def encode(self, image_BCHW: Tensor, steps: list[Step] | None = None) -> Encoding:
+        """`steps` takes down the way from the image to the class scores, for the closed-form saliency."""
+        features_BCHW = passed(self.stem, image_BCHW, steps)
         skips = []
         for down in self.down:
+            assert isinstance(down, nn.Sequential)
             skips.append(features_BCHW)
-            features_BCHW = down(halved_BCHW(features_BCHW))
-        features_BCHW = self.middle(features_BCHW)
+            features_BCHW = passed((halved_BCHW, *down), features_BCHW, steps)
+        features_BCHW = passed(self.middle, features_BCHW, steps)
         diagnosis_logits_BN = None
         if self.diagnosis_head is not None:
-            pooled_BC = torch.cat([features_BCHW.mean((2, 3)), features_BCHW.amax((2, 3))], dim=1)
-            diagnosis_logits_BN = self.diagnosis_head(self.dropout(pooled_BC))
+            diagnosis_logits_BN = passed((pooled_BC, self.dropout, self.diagnosis_head), features_BCHW, steps)
         return Encoding(tuple(skips), features_BCHW, diagnosis_logits_BN)
 
     def decode(self, encoding: Encoding, image_BCHW: Tensor, saliency_B1HW: Tensor | None) -> Recognition:

@@ -29,8 +29,17 @@ class Encoding(NamedTuple):
     diagnosis_logits_BN: Tensor | None
 
 
+def mean_BC(features_BCHW: Tensor) -> Tensor:
+    return features_BCHW.mean((2, 3))
+
+
+def pooled_BC(features_BCHW: Tensor) -> Tensor:
+    """Mean and maximum over the image, (B, 2 C): a lesion of a few pixels drowns in the mean alone."""
+    return torch.cat([features_BCHW.mean((2, 3)), features_BCHW.amax((2, 3))], dim=1)
+
+
 class PooledHead(nn.Module):
-    """Mean and maximum over the image, then a linear layer: a lesion of a few pixels drowns in the mean alone."""
+    """Mean and maximum over the image, then a linear layer."""
 
     def __init__(self, width: int, num_diagnoses: int, dropout: float) -> None:
         super().__init__()
@@ -38,6 +47,5 @@ class PooledHead(nn.Module):
         self.linear = nn.Linear(2 * width, num_diagnoses)
 
     def forward(self, features_BCHW: Tensor) -> Tensor:
-        pooled_BC = torch.cat([features_BCHW.mean((2, 3)), features_BCHW.amax((2, 3))], dim=1)
-        logits_BN: Tensor = self.linear(self.dropout(pooled_BC))
+        logits_BN: Tensor = self.linear(self.dropout(pooled_BC(features_BCHW)))
         return logits_BN
