@@ -1,4 +1,4 @@
-"""Networks and a few slices in; where the recogniser looked, before and after enhancement, out.
+"""Networks and slices in; where the recogniser looked, in every state of the image and behind each diagnosis, out.
 
     saliency     |d score / d image|, the largest over the channels
                  Simonyan, Vedaldi, Zisserman. Deep Inside Convolutional Networks. 2014. https://arxiv.org/abs/1312.6034
@@ -9,7 +9,10 @@
 
 Two tasks, two scores: `masks` sums the logits of the foreground that was predicted on that very image; `diagnosis` is
 the logit of one diagnosis, the same for all states of the image: the true one, else the one that the clean image is
-read as.
+read as. A saliency bridge is part of the network that is explained, but no gradient goes through its saliency.
+
+    behind       what stands behind a diagnosis: |d highest class score / d image|; where there is a saliency bridge, as
+                 it entered the decoder (shared/recognise/saliency.py)
 
 The recogniser hands out its features with its answer, so the gradient is asked for by name: no hook is registered and
 no parameter gets a `.grad`. A simulation shows what comes of this; a deployed site's pictures never leave it.
@@ -17,8 +20,7 @@ no parameter gets a `.grad`. A simulation shows what comes of this; a deployed s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,13 +29,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from client.batches import evaluation_batch
 from client.dataset import Slices
-from client.evaluate import predict
+from client.reading import Reading, images_of, reading, recognised, states_of
 from shared.config import CampaignConfig, MachineConfig
-from shared.networks import Networks, placed
+from shared.networks import Networks
 from shared.recognise.recognition import Recognition
-
-STATES = ("degraded", "enhanced", "clean")
+from shared.recognise.saliency import bridged, saliency_from_graph
 
 Images = npt.NDArray[np.float32]
 
@@ -56,9 +58,9 @@ class Explanation:
     """Of N slices, in the order asked for."""
 
     maps: Mapping[str, Mapping[str, Maps]]
-    """Task (masks, diagnosis: those that the campaign has) -> state of the image -> maps."""
+    """Task (masks, diagnosis: those that the campaign has) -> state of the image (those it has) -> maps."""
     error_NHW: Mapping[str, Images]
-    """Of the degraded and of the enhanced image, on the campaign's intensity scale."""
+    """Of the degraded and of the enhanced image where there are such, on the campaign's intensity scale."""
     area_N: Images
     """Share of the image that the true foreground covers: what a map that looks nowhere in particular has inside it.
     NaN without a foreground."""
@@ -70,49 +72,91 @@ def explain(
     networks: Networks, slices: Slices, indices: Sequence[int], campaign: CampaignConfig, machine: MachineConfig
 ) -> Explanation:
     """Explain the given slices, with the degradation that `evaluate` uses; networks and modes are as before."""
-    shown = predict(networks, slices, indices, campaign, machine)
-    diagnosis_N = slices.diagnosis_N[torch.tensor(list(indices), dtype=torch.int64)]
+    chosen = torch.tensor(list(indices), dtype=torch.int64)
     raw: dict[str, dict[str, tuple[Tensor, Tensor]]] = {}
-    with _reading(networks, machine) as device:
-        # A tensor made in inference mode cannot be differentiated; its copy can.
-        images = {state: getattr(shown, f"{state}_NCHW").clone().to(device) for state in STATES}
-        asked_N = _asked(networks.recogniser, images["clean"], diagnosis_N.to(device), machine)
+    with reading(networks, machine) as device:
+        batch = evaluation_batch(slices, campaign, chosen).to(device, channels_last=machine.channels_last)
+        with torch.no_grad():
+            every = images_of(networks, batch, machine)
+        images = {state: every[state] for state in states_of(campaign)}
+        asked_N = _asked(networks.recogniser, images["clean"], slices.diagnosis_N[chosen].to(device), machine)
         for state, image_NCHW in images.items():
             for task, maps in _maps(networks.recogniser, image_NCHW, asked_N, machine).items():
                 raw.setdefault(task, {})[state] = maps
-    foreground_NHW = shown.mask_NHW > 0
+    foreground_NHW = slices.mask_NHW[chosen] > 0
     return Explanation(
         maps={task: _judged(of_states, foreground_NHW) for task, of_states in raw.items()},
         error_NHW={
-            state: (images[state] - images["clean"]).abs().mean(1).cpu().numpy() for state in ("degraded", "enhanced")
+            state: (image_NCHW - images["clean"]).abs().mean(1).cpu().numpy()
+            for state, image_NCHW in images.items()
+            if state != "clean"
         },
         area_N=_inside(torch.ones_like(foreground_NHW, dtype=torch.float32), foreground_NHW),
         asked_N=asked_N.cpu().numpy(),
     )
 
 
-@contextmanager
-def _reading(networks: Networks, machine: MachineConfig) -> Iterator[torch.device]:
-    """The recogniser as it judges, on the machine's device; afterwards in the mode that it was in."""
-    device = placed(networks, machine)
-    training = networks.recogniser.training
-    try:
-        networks.recogniser.eval()
-        yield device
-    finally:
-        networks.recogniser.train(training)
+@dataclass(frozen=True, slots=True, eq=False)
+class Behind:
+    """What stands behind one diagnosis, on one slice that is read as it."""
+
+    code: int
+    index: int
+    """Of the slice among those asked about."""
+    probability: float
+    """That the recogniser gives to the diagnosis."""
+    saliency_HW: Images
+    """At the size at which it entered the decoder; without a bridge, the image's own."""
+    bridge: bool
 
 
-def _read(recogniser: nn.Module, image_NCHW: Tensor, machine: MachineConfig) -> Recognition:
-    with torch.autocast(image_NCHW.device.type, torch.bfloat16, enabled=machine.precision == "bfloat16"):
-        recognition: Recognition = recogniser(image_NCHW)
-    return recognition
+def behind_diagnoses(
+    networks: Networks, slices: Slices, read_as: Reading, campaign: CampaignConfig, machine: MachineConfig
+) -> tuple[Behind, ...]:
+    """For each diagnosis the slice of median probability among those that are read as it; none where none is.
+
+    `read_as` is what client.reading.read says of these slices in the campaign's judged state.
+    """
+    found = []
+    for code in range(len(campaign.diagnoses)):
+        index = typical(read_as, code)
+        if index is not None:
+            assert read_as.probabilities_NK is not None
+            saliency_HW, bridge = saliency_behind(networks, read_as.image_NCHW[index], machine)
+            probability = float(read_as.probabilities_NK[index, code])
+            found.append(Behind(code, index, probability, saliency_HW, bridge))
+    return tuple(found)
+
+
+def typical(read_as: Reading, code: int) -> int | None:
+    """Of the slices that are read as `code`, the one whose probability is the median; None if there is no such."""
+    if read_as.probabilities_NK is None:
+        return None
+    said = np.flatnonzero(read_as.probabilities_NK.argmax(1) == code)
+    ranked = said[np.argsort(read_as.probabilities_NK[said, code], kind="stable")]
+    return int(ranked[len(ranked) // 2]) if ranked.size else None
+
+
+def saliency_behind(networks: Networks, image_CHW: Tensor, machine: MachineConfig) -> tuple[Images, bool]:
+    """The saliency of the diagnosis that an image is read as, and whether a bridge took it into the decoder."""
+    recogniser = networks.recogniser
+    bridge = getattr(recogniser, "saliency", None)  # kinds without a bridge have no such attribute
+    with reading(networks, machine) as device, torch.enable_grad():
+        image_1CHW = image_CHW[None].to(device).detach().requires_grad_()
+        if bridge is None:
+            logits_1N = recognised(recogniser, image_1CHW, machine).diagnosis_logits_BN
+            assert logits_1N is not None, "asked of campaigns with diagnoses only"
+            return saliency_from_graph(logits_1N.float(), image_1CHW)[0, 0].cpu().numpy(), False
+        encoding = recogniser.encode(image_1CHW)  # type: ignore[operator]
+        saliency_11HW = saliency_from_graph(encoding.diagnosis_logits_BN, image_1CHW)
+        entered = bridged(image_1CHW, saliency_11HW, encoding.skips[-1], bridge)
+    return entered[0, -1].cpu().numpy(), True
 
 
 def _asked(recogniser: nn.Module, clean_NCHW: Tensor, diagnosis_N: Tensor, machine: MachineConfig) -> Tensor:
     """The true diagnosis where it is known, else the one that the clean image is read as."""
     with torch.no_grad():
-        logits_NK = _read(recogniser, clean_NCHW, machine).diagnosis_logits_BN
+        logits_NK = recognised(recogniser, clean_NCHW, machine).diagnosis_logits_BN
     if logits_NK is None:
         return torch.full_like(diagnosis_N, -1)
     return torch.where(diagnosis_N >= 0, diagnosis_N, logits_NK.argmax(1))
@@ -125,7 +169,7 @@ def _maps(
     maps = {}
     with torch.enable_grad():
         image_NCHW = image_NCHW.detach().requires_grad_()
-        recognition = _read(recogniser, image_NCHW, machine)
+        recognition = recognised(recogniser, image_NCHW, machine)
         deepest_NCHW = recognition.features[0]
         for task, score in scores(recognition, asked_N).items():
             by_image_NCHW, by_features_NCHW = torch.autograd.grad(

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from client.dataset import SiteData, merge, open_site
-from client.evaluate import Scores, evaluate
+from client.evaluate import STATES, Scores, evaluate
 from server.about import versions
 from server.closing import labels_of
 from shared.checkpoint import write_atomically
@@ -37,16 +37,14 @@ from shared.config import (
 )
 from shared.errors import ConfigError
 from shared.networks import Networks, build_networks
-from shared.recognise.metrics import auc
+from shared.recognise.metrics import of_all_patients
 from shared.types import Arrays
 from shared.weights import load_arrays
-from simulation import pictures
+from simulation import explained, pictures
 from simulation.claims import claims_of
 from simulation.comparators import Model, OnStep, lanes_of, side_by_side, train_comparators
 from simulation.progress import ModelStep
 from simulation.rows import Judged, Row, metrics_of, rows_of
-
-STATES = ("clean", "degraded", "enhanced")
 
 
 class Federated(Protocol):
@@ -103,9 +101,13 @@ def compare(
     rows = rows_of(judged, labels_of(to_dict(campaign)), costs)
     if elsewhere:
         rows += _elsewhere_rows(elsewhere_config(config, campaign), elsewhere, models, single, campaign.data.kind)
+    networks = models[0].networks
+    chosen = pictures.chosen_of(networks, datas, judged[0], campaign, machine)
     shown = {
-        **pictures.examples(models[0].networks, datas, judged[0], campaign, machine),
-        **pictures.explanations(models[0].networks, datas, judged[0], campaign, machine),
+        **pictures.examples(chosen, datas, judged[0], campaign),
+        **explained.explanations(networks, datas, chosen, campaign, machine),
+        **explained.diagnoses(networks, datas, chosen, campaign, machine),
+        **explained.features(networks, chosen, campaign, machine),
         **pictures.score_arrays(judged),
         **pictures.histograms(datas),
     }
@@ -156,6 +158,8 @@ def _elsewhere_rows(
     """Image quality on patients, scanners and organs that no model was trained on; its recogniser knows other classes,
     so nothing is recognised."""
     campaign = there.campaign
+    if campaign.enhance.kind == "none":
+        return []
     slices = merge([open_site(store, site, campaign) for site, store in stores.items()]).test
     labels = {**labels_of(to_dict(campaign)), "data": learned, "test_data": campaign.data.kind}
     labels |= {"test_site": "all"}
@@ -206,7 +210,7 @@ def write_record(
         "versions": versions(),
         "wall_s": wall_s,
         "rows": rows,
-        "claims": claims_of(rows, config.compare, masks=bool(config.campaign.data.masks)),
+        "claims": _claims(rows, config),
         "runs": [{"method": c.method, "seed": c.seed, "rounds": list(c.rounds)} for c in comparisons],
         "config": without_places(to_dict(config)),
         "sites": dict(comparisons[0].sites) if comparisons else {},
@@ -214,6 +218,11 @@ def write_record(
     }
     write_atomically(run_dir / "record.json", (json.dumps(record, allow_nan=False) + "\n").encode())
     return run_dir / "record.json"
+
+
+def _claims(rows: Sequence[Row], config: SimulationConfig) -> list[dict[str, Any]]:
+    campaign = config.campaign
+    return claims_of(rows, config.compare, masks=bool(campaign.masks), enhancer=campaign.enhance.kind != "none")
 
 
 def _federated(campaign: CampaignConfig, federated: Federated) -> Model:
@@ -240,29 +249,32 @@ def _judged(
     for done, (site, data) in enumerate(datas.items(), start=1):
         scores[site] = evaluate(model.networks, data.test, campaign, machine)
         by_test[site] = dict(scores[site].values)
-        if judge is not None and campaign.data.masks:
+        if judge is not None and campaign.masks:
             apart = Networks(model.networks.enhancer, judge.networks.recogniser)
             found = evaluate(apart, data.test, campaign, machine).values
-            by_test[site] |= {f"{state}.judge_dice": found[f"{state}.dice"] for state in STATES}
+            by_test[site] |= {
+                f"{state}.judge_dice": found[f"{state}.dice"] for state in STATES if f"{state}.dice" in found
+            }
         on_step(ModelStep(name, done, len(datas)))
     return Judged(
         model.setting,
         model.site,
         by_test,
-        _auc_over_all(list(scores.values())),
+        _over_all(list(scores.values()), campaign.data.diagnoses),
         {site: len(data.test) for site, data in datas.items()},
     )
 
 
-def _auc_over_all(scores: Sequence[Scores]) -> dict[str, float]:
-    """AUC over the patients of all sites together; an average of the sites' AUCs would be another figure."""
-    areas = {}
+def _over_all(scores: Sequence[Scores], diagnoses: Sequence[str]) -> dict[str, float]:
+    """AUC and F1 over the patients of all sites together; an average of the sites' values would be another figure."""
+    figures = {}
     for state in STATES:
         parts = [score.patients[state] for score in scores if state in score.patients]
         if parts:
             probabilities_PN, diagnosis_P = (np.concatenate(part) for part in zip(*parts, strict=True))
-            areas[f"{state}.auc"] = auc(probabilities_PN, diagnosis_P)
-    return areas
+            found = of_all_patients(probabilities_PN, diagnosis_P, diagnoses)
+            figures.update({f"{state}.{name}": value for name, value in found.items()})
+    return figures
 
 
 def _cost(model: Model, federated: Federated) -> Row:

@@ -1,14 +1,16 @@
-"""Scores and a model in, the arrays of a pictures file out: examples, explanations, scores, histograms.
+"""Scores and a model in, the arrays of a pictures file out: examples, scores, histograms.
 
-The keys stand in server/charts.py, those of explanations in server/explanations.py.
+The keys stand in server/charts.py; those of what explains the recogniser are made in simulation/explained.py.
 
 Only a simulation writes pictures; a deployed coordinator has no code that could. Examples are chosen by rule: of the
-test images with an outline (of all, where no image has one) the median one by gain in PSNR, and the worst one.
+test images with an outline (of all, where no image has one) the median one and the worst one by gain in PSNR; without
+an enhancer by Dice, and where that is not defined either by the probability of the true diagnosis.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from client.dataset import SiteData, Slices
-from client.evaluate import predict
-from client.explain import Maps, explain
+from client.reading import Reading, dice_of, judged, read, true_probability
 from shared.checkpoint import write_atomically
 from shared.config import CampaignConfig, MachineConfig
 from shared.networks import Networks
@@ -28,86 +29,111 @@ Pictures = dict[str, npt.NDArray[Any]]
 BINS = 48
 BACKGROUND = 0.01
 """Pixels up to this value are air or padding, and left out of the histograms."""
-SALIENCY_SCALE = 0.995
-"""The quantile of a slice's saliency that is shown brightest: a gradient has single pixels far above all others."""
+GAIN, DICE, PROBABILITY = "gain in PSNR", "Dice", "probability of the true diagnosis"
 _SPREAD = ("psnr_db", "ssim", "dice")
+_FIGURES = ("psnr_db", "dice", "hd95_mm", "hd95_px")
 
 
-def examples(
-    networks: Networks, datas: Mapping[str, SiteData], judged: Judged, campaign: CampaignConfig, machine: MachineConfig
-) -> Pictures:
-    """The median and the worst test image of each site, before and after, with truth, predictions and figures."""
-    pictures: Pictures = {}
+@dataclass(frozen=True, slots=True, eq=False)
+class Chosen:
+    """A site's examples, and what is read in all of its test slices."""
+
+    by: str
+    indices: Mapping[str, int]
+    """median, worst -> index of the test slice."""
+    readings: Mapping[str, Reading]
+
+
+def chosen_of(
+    networks: Networks, datas: Mapping[str, SiteData], judged_by: Judged, campaign: CampaignConfig,
+    machine: MachineConfig,
+) -> dict[str, Chosen]:  # fmt: skip
+    """Each site's examples by rule; `judged_by` holds the scores of these networks."""
+    chosen = {}
     for site, data in datas.items():
-        chosen = choose(judged.by_test[site], data.test)
-        shown = predict(networks, data.test, list(chosen.values()), campaign, machine)
-        for place, (which, index) in enumerate(chosen.items()):
-            prefix = f"example/{site}/{which}/"
-            for state in ("clean", "degraded", "enhanced"):
-                pictures[f"{prefix}{state}"] = _image(getattr(shown, f"{state}_NCHW")[place])
-            if shown.has_mask_N[place]:
-                pictures[f"{prefix}truth"] = shown.mask_NHW[place].numpy()
-            for state in ("degraded", "enhanced") if shown.found_NHW else ():
-                pictures[f"{prefix}{state}_mask"] = shown.found_NHW[state][place].numpy()
-            for metric in ("psnr_db", "dice"):
-                for state in ("degraded", "enhanced"):
-                    value = judged.by_test[site].get(f"{state}.{metric}")
-                    if value is not None and np.isfinite(value[index]):
-                        pictures[f"{prefix}{metric}_{state}"] = np.array(value[index], dtype=np.float32)
-    return pictures
+        readings = read(networks, data.test, campaign, machine)
+        by, score_N = score(judged_by.by_test[site], readings[judged(campaign)], data.test, campaign)
+        chosen[site] = Chosen(by, choose(score_N, data.test), readings)
+    return chosen
 
 
-def explanations(
-    networks: Networks, datas: Mapping[str, SiteData], judged: Judged, campaign: CampaignConfig, machine: MachineConfig
-) -> Pictures:
-    """Where the recogniser looks in the same images, in a byte per pixel (errors: float16); shares that have no value
-    are left out."""
-    pictures: Pictures = {}
-    for site, data in datas.items():
-        chosen = choose(judged.by_test[site], data.test)
-        found = explain(networks, data.test, list(chosen.values()), campaign, machine)
-        for place, (which, index) in enumerate(chosen.items()):
-            prefix = f"explain/{site}/{which}/"
-            for state, error_NHW in found.error_NHW.items():
-                pictures[f"{prefix}error/{state}"] = error_NHW[place].astype(np.float16)
-            for task, maps in found.maps.items():
-                pictures |= {f"{prefix}{task}/{key}": value for key, value in _task_arrays(maps, place).items()}
-            if np.isfinite(found.area_N[place]):
-                pictures[f"{prefix}area"] = found.area_N[place]
-            if found.asked_N[place] >= 0:
-                pictures[f"{prefix}asked"] = np.array(found.asked_N[place], dtype=np.int16)
-                pictures[f"{prefix}known"] = np.array(bool(data.test.diagnosis_N[index] >= 0))
-    return pictures
+def score(
+    values: Values, read_as: Reading, slices: Slices, campaign: CampaignConfig
+) -> tuple[str, npt.NDArray[np.float64]]:
+    """What examples are chosen by, in words and of every slice; NaN where it is not defined."""
+    if campaign.enhance.kind != "none" and "enhanced.psnr_db" in values:
+        with np.errstate(invalid="ignore"):  # two images without any error: inf - inf
+            gain_N = values["enhanced.psnr_db"] - values["degraded.psnr_db"]
+        if np.isfinite(gain_N).any():
+            return GAIN, gain_N
+    return recognised_by(read_as, slices, campaign)
 
 
-def _task_arrays(maps: Mapping[str, Maps], place: int) -> Pictures:
-    """One slice's maps, each kind on one scale over the slice's states."""
-    arrays: Pictures = {}
-    largest = float(np.quantile([of_state.saliency_NHW[place] for of_state in maps.values()], SALIENCY_SCALE))
-    for state, of_state in maps.items():
-        arrays[f"saliency/{state}"] = _bytes(of_state.saliency_NHW[place] / (largest or 1.0))
-        arrays[f"activation/{state}"] = _bytes(of_state.activation_NHW[place])
-        shares = {"saliency": of_state.saliency_inside_N[place], "activation": of_state.activation_inside_N[place]}
-        arrays |= {f"{kind}_inside/{state}": share for kind, share in shares.items() if np.isfinite(share)}
-    return arrays
+def recognised_by(read_as: Reading, slices: Slices, campaign: CampaignConfig) -> tuple[str, npt.NDArray[np.float64]]:
+    """The score of a recogniser alone; of slices without any label, one that is nowhere defined."""
+    dice_N = dice_of(read_as, slices, campaign)
+    if np.isfinite(dice_N).any():
+        return DICE, dice_N
+    return PROBABILITY, true_probability(read_as, slices)
 
 
-def _bytes(map_HW: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    return np.round(np.clip(map_HW, 0, 1) * 255).astype(np.uint8)
-
-
-def choose(values: Values, slices: Slices) -> dict[str, int]:
-    """Index of the median and of the worst slice by gain in PSNR, among the slices with an outline if there are any."""
-    gain_N = values["enhanced.psnr_db"] - values["degraded.psnr_db"]
+def choose(score_N: npt.NDArray[np.float64], slices: Slices) -> dict[str, int]:
+    """Index of the median and of the worst slice, among the slices with an outline if there are any with a score."""
     outlined_N = (slices.mask_NHW > 0).flatten(1).any(1).numpy()
-    candidates = np.flatnonzero(outlined_N & np.isfinite(gain_N))
+    candidates = np.flatnonzero(outlined_N & np.isfinite(score_N))
     if not candidates.size:
         candidates = np.arange(len(slices))
-    ranked = candidates[np.argsort(np.nan_to_num(gain_N[candidates], nan=np.inf), kind="stable")]
+    ranked = candidates[np.argsort(np.nan_to_num(score_N[candidates], nan=np.inf), kind="stable")]
+    ranked = ranked[np.isfinite(score_N[ranked])] if np.isfinite(score_N[ranked]).any() else ranked
     return {"median": int(ranked[len(ranked) // 2]), "worst": int(ranked[0])}
 
 
-def _image(image_CHW: Tensor) -> npt.NDArray[np.float32]:
+def examples(
+    chosen: Mapping[str, Chosen], datas: Mapping[str, SiteData], judged_by: Judged, campaign: CampaignConfig
+) -> Pictures:
+    """The examples in every state, with truth, predictions, diagnoses and figures."""
+    pictures: Pictures = {}
+    for site, of_site in chosen.items():
+        slices = datas[site].test
+        for which, index in of_site.indices.items():
+            prefix = f"example/{site}/{which}/"
+            pictures[f"{prefix}by"] = np.array(of_site.by)
+            if slices.has_mask_N[index]:
+                pictures[f"{prefix}truth"] = slices.mask_NHW[index].numpy()
+            if campaign.diagnoses and slices.diagnosis_N[index] >= 0:
+                pictures[f"{prefix}diagnosis"] = np.array(int(slices.diagnosis_N[index]), dtype=np.int16)
+            for state, reading in of_site.readings.items():
+                values = _figures(judged_by.by_test[site], state, index, len(slices), campaign)
+                arrays = {**_state_arrays(reading, state, index, int(slices.diagnosis_N[index])), **values}
+                pictures |= {f"{prefix}{key}": value for key, value in arrays.items()}
+    return pictures
+
+
+def _state_arrays(reading: Reading, state: str, index: int, truth: int) -> Pictures:
+    arrays: Pictures = {state: pixels(reading.image_NCHW[index])}
+    if reading.found_NHW is not None:
+        arrays[f"{state}_mask"] = reading.found_NHW[index].numpy()
+    if reading.probabilities_NK is not None:
+        probabilities_K = reading.probabilities_NK[index]
+        arrays[f"said_{state}"] = np.array(int(probabilities_K.argmax()), dtype=np.int16)
+        arrays[f"probability_{state}"] = np.array(probabilities_K.max(), dtype=np.float32)
+        if truth >= 0:
+            arrays[f"true_probability_{state}"] = np.array(probabilities_K[truth], dtype=np.float32)
+    return arrays
+
+
+def _figures(values: Values, state: str, index: int, slices: int, campaign: CampaignConfig) -> Pictures:
+    # Without an enhancer, what is called enhanced is the judged image.
+    measured = "enhanced" if state == judged(campaign) else state
+    found: Pictures = {}
+    for metric in _FIGURES:
+        of_metric = values.get(f"{measured}.{metric}")
+        if of_metric is not None and len(of_metric) == slices and np.isfinite(of_metric[index]):
+            found[f"{metric}_{state}"] = np.array(of_metric[index], dtype=np.float32)
+    return found
+
+
+def pixels(image_CHW: Tensor) -> npt.NDArray[np.float32]:
     """(H, W) for one channel, (H, W, 3) for three."""
     image: npt.NDArray[np.float32] = image_CHW.permute(1, 2, 0).float().numpy()
     return image[..., 0] if image.shape[-1] == 1 else image
