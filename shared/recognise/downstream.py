@@ -55,7 +55,7 @@ class VNetRecogniser(nn.Module):
         # without a lesion.
         self.mask_head = nn.Conv2d(2 * widths[0], 1 + num_masks, 1) if num_masks else None
         self.diagnosis_head = PooledHead(widths[-1], num_diagnoses, config.dropout) if num_diagnoses else None
-        _norms_of_single_images(self)
+        norms_of_single_images(self)
 
     def forward(self, image_BCHW: Tensor) -> Recognition:
         features_BCHW = self.stem(image_BCHW)
@@ -73,7 +73,7 @@ class VNetRecogniser(nn.Module):
         return Recognition(self.mask_head(features_BCHW), diagnosis_logits_BN, features)
 
 
-def _norms_of_single_images(network: nn.Module) -> None:
+def norms_of_single_images(network: nn.Module) -> None:
     """Put GroupNorm where MONAI's V-Net has BatchNorm, which it leaves no choice of."""
     for module in list(network.modules()):
         for name, child in module.named_children():

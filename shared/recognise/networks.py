@@ -3,6 +3,8 @@
     unet   U-Net (Ronneberger et al. 2015) with additive skips; the class head pools its deepest features
     cnn    two convolutions and a linear layer: diagnosis only, for very small runs
     vnet, resunet, voxresnet    shared.recognise.downstream
+    attention-unet   shared.recognise.attention: a U-Net with attention gates
+    multimix         shared.recognise.multimix: the network that MultiMix was published with
 
 `features` are the decoder's feature maps from coarse to fine, returned in a list: who needs saliency or an embedding
 takes it from there, and no hook is ever registered.
@@ -16,7 +18,9 @@ from torch import Tensor, nn
 
 from shared.blocks import built, conv_block, halved_BCHW, upsampled_BCHW
 from shared.config import RecogniserConfig
+from shared.recognise.attention import AttentionUNetRecogniser
 from shared.recognise.downstream import DOWNSTREAM
+from shared.recognise.multimix import MultiMixRecogniser
 from shared.recognise.recognition import Encoding, Recognition, pooled_BC
 from shared.recognise.saliency import Bridge, Step, bridge_of, bridged, encoded, passed
 
@@ -123,6 +127,10 @@ def build_recogniser(
             return CNNRecogniser(channels, config, num_diagnoses)
         if config.kind in DOWNSTREAM:
             return DOWNSTREAM[config.kind](channels, config, num_masks, num_diagnoses)
+        if config.kind == "attention-unet":
+            return AttentionUNetRecogniser(channels, config, num_masks, num_diagnoses)
+        if config.kind == "multimix":
+            return MultiMixRecogniser(channels, config, num_masks, num_diagnoses, bridge)
         return UNetRecogniser(channels, config, num_masks, num_diagnoses, bridge)
 
     return built(make, seed, "recogniser")

@@ -14,7 +14,7 @@ from shared.errors import ConfigError
 from shared.recognise.losses import mask_loss_B
 from shared.recognise.networks import build_recogniser
 
-KINDS = ("vnet", "resunet", "voxresnet")
+KINDS = ("vnet", "resunet", "voxresnet", "attention-unet", "multimix")
 ROOT = Path(__file__).parents[3]
 
 

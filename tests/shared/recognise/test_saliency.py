@@ -23,7 +23,7 @@ from shared.recognise.saliency import (
     saliency_of,
 )
 
-KINDS = ("unet",)
+KINDS = ("unet", "multimix")
 
 
 def network(
