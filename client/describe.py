@@ -43,7 +43,8 @@ def describe(campaign: CampaignConfig) -> tuple[tuple[str, str], ...]:
         (
             "leaves beside it",
             "training means (losses, share of open gates, samples, seconds); per metric (psnr_db, ssim, rmse, dice, "
-            "accuracy, auc) the count, sum, sum of squares and five quantiles over this site's images or patients",
+            "jaccard, precision, recall, mask_ssim, accuracy, f1, auc) the count, sum, sum of squares and five "
+            "quantiles over this site's images or patients",
         ),
         ("leaves once", "counts: patients, series, slices, masks, patients per diagnosis and per split; versions"),
         (

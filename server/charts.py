@@ -79,7 +79,10 @@ def load_pictures(path: Path) -> Pictures:
 def curves(run: Run, sites: Sequence[str]) -> list[Chart]:
     """One chart per measured quantity, one line per site."""
     charts = []
+    evaluated = [site for record in run.rounds for site in record.get("evaluation", {}).values()]
+    enhanced = not evaluated or any("enhanced.psnr_db" in site for site in evaluated)
     for part, key, title in _CURVES:
+        title = title if enhanced else title.replace("enhanced ", "")
         lines = []
         for index, site in enumerate(sites):
             xs, ys = _series(run.rounds, part, key, site)

@@ -1,7 +1,7 @@
 """The coordinator's rounds.jsonl in, the record of a deployed campaign out: rows pooled exactly from sites' moments.
 
 Sites send counts, sums and quantiles, never scores of single images; a sum over sites of those is the exact mean over
-all images. What cannot be pooled from sums (AUC, quantiles) stays per site.
+all images. What cannot be pooled from sums (AUC, F1, quantiles) stays per site.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from typing import Any
 
 from server.about import read_about
 from shared.errors import DataError
-from shared.metrics import pool
+from shared.metrics import one_per_test, pool
 from shared.types import Metrics
 from shared.wire.messages import read_metrics
 
 _STATES: Mapping[str, str] = {"clean": "clean", "degraded": "degraded", "enhanced": "federated"}
-_NOT_POOLED = ("auc",)
 
 
 def closing_record(run_dir: Path) -> dict[str, Any]:
@@ -97,7 +96,7 @@ def _pooled(metrics: Sequence[Metrics], state: str, test_site: str) -> dict[str,
     figures: dict[str, Any] = {}
     for key, moments in sorted(pool(metrics).items()):
         name = key.removeprefix(state + ".")
-        if name == key or not moments.count or (name in _NOT_POOLED and test_site == "all"):
+        if name == key or not moments.count or (one_per_test(name) and test_site == "all"):
             continue
         figures[name] = moments.mean
         figures["n"] = max(figures.get("n", 0), moments.count)

@@ -75,6 +75,15 @@ def moments(value: Any) -> bool:
     return all(figure(value.get(key)) for key in ("count", "total")) and lists(number)(quantiles)
 
 
+def kind_of_study(value: Any) -> bool:
+    return text(value) and value in ("enhancement", "recognition")
+
+
+def look(value: Any) -> bool:
+    """A picture of a cell, as server/recognition/pictures.py shows it."""
+    return isinstance(value, dict) and text(value.get("image")) and text(value.get("caption"))
+
+
 _REPORT: Mapping[str, Kind] = {
     "experiment": text,
     "seeds": lists(whole),
@@ -99,7 +108,9 @@ _ROW_MORE: Mapping[str, Kind] = {
     **dict.fromkeys(("table", "test_data", "domain", "cell", "gate", "recognition", "auxiliaries"), optional(text)),
     **dict.fromkeys(("adam_states", "optimiser", "promotion", "enhancer", "output", "recogniser"), optional(text)),
     **dict.fromkeys(("scanners", "tuning"), optional(text)),
-    **dict.fromkeys(("relative", "data_consistency"), optional(truth)),
+    **dict.fromkeys(("labels", "mask_ssl", "selfreg"), optional(text)),
+    **dict.fromkeys(("masks", "diagnoses"), figure),
+    **dict.fromkeys(("relative", "data_consistency", "saliency"), optional(truth)),
 }
 _CLAIM: Mapping[str, Kind] = {"claim": text, "value": number, "target": number, "holds": truth}
 _CLAIM_MORE: Mapping[str, Kind] = {
@@ -131,6 +142,12 @@ _CELL: Mapping[str, Kind] = {
 _CELL_ROUND: Mapping[str, Kind] = dict.fromkeys(
     ("gate_open_rate", "mean_cosine", "added_share", "ascent_rate", "loss_enhance", "bytes_up"), number
 )
+_CELL_ROUND_MORE: Mapping[str, Kind] = {
+    **dict.fromkeys(("loss_masks", "loss_diagnosis", "loss_mask_ssl", "loss_diagnosis_ssl", "loss_selfreg"), figure),
+    **dict.fromkeys(("pseudo_accept_rate", "pseudo_offered", "feature_rank"), figure),
+}
+_PARTED = {**_ROW_MORE, "pseudo_accepted": figure}
+"""`<metric>.<class>` is of the kind of `<metric>`."""
 
 
 def read_json(path: Path) -> Any:
@@ -182,6 +199,10 @@ def _has(values: Mapping[str, Any], needed: Mapping[str, Kind], more: Mapping[st
     for key, kind in more.items():
         if key in values and not kind(values[key]):
             raise DataError(f"{what} has no usable {key!r}; {_WAY_OUT}")
+    for key, value in values.items():
+        head, dot, _ = key.partition(".")
+        if dot and head in _PARTED and not _PARTED[head](value):
+            raise DataError(f"{what} has no usable {key!r}; {_WAY_OUT}")
 
 
 def _check_rounds(rounds: Any, name: str) -> None:
@@ -204,13 +225,13 @@ def _check_study(record: Mapping[str, Any], name: str) -> None:
     study = record["study"]
     if not isinstance(study, dict):
         raise DataError(f"{name} has no usable 'study'; {_WAY_OUT}")
-    _has(study, _STUDY, {"earlier_code": whole}, f"{name} has a study that")
+    _has(study, _STUDY, {"earlier_code": whole, "kind": kind_of_study}, f"{name} has a study that")
     for table in study["tables"]:
         _has(table, _TABLE, {}, f"{name} has a table that")
     for cell in study["cells"]:
-        _has(cell, _CELL, {"key": text}, f"{name} has a cell that")
+        _has(cell, _CELL, {"key": text, "pictures": optional(groups(lists(look)))}, f"{name} has a cell that")
         for training in cell["rounds"]:
-            _has(training, {}, _CELL_ROUND, f"{name} has a cell whose training")
+            _has(training, {}, {**_CELL_ROUND, **_CELL_ROUND_MORE}, f"{name} has a cell whose training")
     for claim in record["claims"]:
         _has(claim, {"reason": text}, {}, f"{name} has a claim that")
 

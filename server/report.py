@@ -20,7 +20,7 @@ from server.wording import METRICS, shown
 from shared.checkpoint import write_atomically
 from shared.errors import WardroundError
 
-TERMINAL = ("psnr_db", "ssim", "dice", "judge_dice", "accuracy", "auc")
+TERMINAL = ("psnr_db", "ssim", "dice", "judge_dice", "accuracy", "f1", "auc")
 """What fits into 80 columns; the page has the rest."""
 
 

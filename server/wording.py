@@ -23,16 +23,35 @@ METRICS: Mapping[str, Shown] = {
     "ssim_region": Shown("SSIM in region", "SSIM inside the labelled region only"),
     "rmse_region": Shown("RMSE in region", "RMSE inside the labelled region only", 4, higher_is_better=False),
     "dice": Shown("Dice", "overlap of predicted and true outline; 1 is perfect"),
+    "jaccard": Shown("Jaccard", "shared area over joint area of predicted and true outline; 1 is perfect"),
+    "precision": Shown("precision", "share of the predicted area that is right"),
+    "recall": Shown("recall", "share of the true area that was found"),
+    "mask_ssim": Shown("mask SSIM", "likeness of predicted and true map of a class, empty surroundings included"),
     "judge_dice": Shown("judge Dice", "Dice of an independent recogniser that was trained on clean images only"),
-    "hd95_mm": Shown("HD95", "95 % Hausdorff distance between outlines", 2, "mm", higher_is_better=False),
+    **{
+        f"{key}_{unit}": Shown(heading, meaning, 2, unit, higher_is_better=False)
+        for unit in ("mm", "px")
+        for key, heading, meaning in (
+            ("hd95", "HD95", "95 % of either outline is nearer than this to the other; found classes only"),
+            ("hd", "HD", "Hausdorff: largest distance between predicted and true outline; found classes only"),
+            ("ahd", "average HD", "mean distance between predicted and true outline; found classes only"),
+        )
+    },
+    "missed": Shown(
+        "no distance", "share of classes that only prediction or truth has: no distance counts them", 3, "", False
+    ),
     "accuracy": Shown("accuracy", "share of patients with the right diagnosis"),
+    "f1": Shown("F1", "balance of found and rightly named patients, mean over the diagnoses"),
     "auc": Shown("AUC", "probability that a sick patient ranks above a healthy one"),
     "seconds": Shown("training time", "seconds of training", 0, "s", higher_is_better=False),
     "bytes_up": Shown("bytes up", "sent by all sites to the coordinator", 0, "B", higher_is_better=False),
     "samples_seen": Shown("images seen", "images drawn in training, repeats counted", 0),
 }
-QUALITY = ("psnr_db", "ssim", "rmse", "psnr_db_region", "dice", "judge_dice", "hd95_mm", "accuracy", "auc")
-"""The metrics that say how good a model is; the others say what it cost."""
+QUALITY = (
+    *("psnr_db", "ssim", "rmse", "psnr_db_region", "dice", "jaccard", "judge_dice"),
+    *("hd95_mm", "hd95_px", "missed", "accuracy", "f1", "auc"),
+)
+"""The metrics that say how good a model is; the others say it in more detail, or what it cost."""
 
 
 def shown(key: str, value: float, *, unit: bool = False) -> str:

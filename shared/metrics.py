@@ -10,6 +10,12 @@ import numpy.typing as npt
 from shared.types import Metrics, Moments
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+_ONE_PER_TEST = ("auc", "f1")
+
+
+def one_per_test(metric: str) -> bool:
+    """Whether a metric (`auc`, `f1`, `f1.<diagnosis>`) is one value of a whole test, which moments cannot pool."""
+    return metric.split(".")[0] in _ONE_PER_TEST
 
 
 def moments(values: npt.ArrayLike) -> Moments:

@@ -40,25 +40,25 @@ class Promise:
         return f"federated {name} within {-self.target:.{decimals}g}{unit} of pooled"
 
 
-def promises(config: CompareConfig, *, masks: bool) -> list[Promise]:
-    """What the run promises; data without masks is judged by accuracy instead of Dice."""
+def promises(config: CompareConfig, *, masks: bool, enhancer: bool = True) -> list[Promise]:
+    """What the run promises; a recogniser without masks is judged by accuracy and not Dice, an enhancer by PSNR."""
     task = "dice" if masks else "accuracy"
     made = [Promise("psnr_db", "degraded", config.gain_db)]
     if config.local:
         made += [Promise("psnr_db", "local", 0.0), Promise(task, "local", 0.0)]
     if config.pooled:
         made += [Promise("psnr_db", "pooled", -config.pooled_gap_db), Promise(task, "pooled", -config.pooled_gap_dice)]
-    return made
+    return [promise for promise in made if enhancer or promise.metric != "psnr_db"]
 
 
-def claims_of(rows: Rows, config: CompareConfig, *, masks: bool) -> list[dict[str, Any]]:
+def claims_of(rows: Rows, config: CompareConfig, *, masks: bool, enhancer: bool = True) -> list[dict[str, Any]]:
     """The claims of every method in `rows`; a promise on a metric that no test image defines is not made."""
     rows = [row for row in rows if at_home(row)]
     methods = list(dict.fromkeys(row["method"] for row in rows))
     claims = []
     for method in methods:
         of_method = [row for row in rows if row["method"] == method]
-        for promise in promises(config, masks=masks):
+        for promise in promises(config, masks=masks, enhancer=enhancer):
             by_seed = _differences(of_method, promise, "all")
             if by_seed:
                 prefix = f"{method}: " if len(methods) > 1 else ""

@@ -1,7 +1,8 @@
 """Scores of every model on every site's test in, the rows of report.json out: per site, and one over all.
 
 A row over all sites is the mean over all their test images (or patients), not over sites. The summary of `local` is the
-mean over the sites' models of that. A metric that is not defined (no mask, one diagnosis only) is left out of its row.
+mean over the sites' models of that. A metric that is not defined (no mask, one diagnosis only) is left out of its row,
+a state of the image that does not differ from another (enhance=none, degrade=none) has no rows.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from shared.metrics import one_per_test
+
 Values = Mapping[str, npt.NDArray[np.float64]]
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judged:
-    """One model's scores: by test site, and `together` for what can only be measured over all patients (AUC)."""
+    """One model's scores: by test site, and `together` for what can only be measured over all patients (AUC, F1)."""
 
     setting: str
     site: str
@@ -34,8 +37,9 @@ def rows_of(models: Sequence[Judged], labels: Mapping[str, Any], costs: Mapping[
     rows: list[Row] = []
     for model in models:
         if model.setting == "federated":
-            rows += _rows(model, "clean", labels, setting="clean")
-            rows += _rows(model, "degraded", labels, setting="degraded")
+            for state in ("clean", "degraded"):
+                if any(key.startswith(f"{state}.") for values in model.by_test.values() for key in values):
+                    rows += _rows(model, state, labels, setting=state)
         of_model = _rows(model, "enhanced", labels, setting=model.setting)
         of_model[-1] |= costs.get((model.setting, model.site), {})
         rows += of_model
@@ -59,15 +63,16 @@ def _rows(model: Judged, state: str, labels: Mapping[str, Any], *, setting: str)
 
 
 def metrics_of(scores: Iterable[Values], state: str) -> dict[str, float]:
-    """Mean of each metric of `state` over the images of all `scores`; AUC only where there is one site."""
+    """Mean of each metric of `state` over the images of all `scores`; AUC and F1 only where there is one site."""
     parts = list(scores)
     keys = dict.fromkeys(key for values in parts for key in values if key.startswith(f"{state}."))
     means: dict[str, float] = {}
     for key in keys:
         together = np.concatenate([values[key] for values in parts if key in values])
         finite = together[np.isfinite(together)]
-        if finite.size and not (key.endswith(".auc") and len(parts) > 1):
-            means[key.removeprefix(f"{state}.")] = float(finite.mean())
+        name = key.removeprefix(f"{state}.")
+        if finite.size and not (one_per_test(name) and len(parts) > 1):
+            means[name] = float(finite.mean())
     return means
 
 
