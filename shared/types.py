@@ -81,7 +81,8 @@ class Update:
     added: Arrays = field(default_factory=dict)
     images: Mapping[str, int] = field(default_factory=dict)
     """Part of the network (shared.weights.PARTS) -> images whose loss moved it: what the part is averaged by.
-    Exactly the parts that the weights have (shared.weights.parts_of); 0 where the site has no label for one."""
+    At least every part that the difference has, which are those that the message tells; 0 where the site has no
+    label for one."""
 
 
 @dataclass(frozen=True, slots=True)

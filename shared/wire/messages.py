@@ -108,7 +108,7 @@ def update_header(update: Update) -> dict[str, Any]:
         "site": update.site,
         "round": update.round,
         "num_samples": update.num_samples,
-        "images": dict(update.images) or dict.fromkeys(parts_of(update.difference), update.num_samples),  # BRIDGE
+        "images": {part: update.images[part] for part in parts_of(update.difference)},
         "training": {key: value for key, value in update.training.items() if math.isfinite(value)},
         "evaluation": {key: _moments_json(value) for key, value in update.evaluation.items() if _is_finite(value)},
         "shapes": {name: values.shape for name, values in update.difference.items()},

@@ -81,7 +81,7 @@ def replies(n: int, shapes: dict[str, tuple[int, ...]]) -> Iterator[RecordDict]:
     rng = np.random.Generator(np.random.PCG64(0))
     for i in range(n):
         images = dict.fromkeys(parts_of(shapes), 100 + i)
-        header = update_header(Update(f"site-{i}", 1, 100 + i, {}, images=images)) | {"shapes": shapes}
+        header = update_header(Update(f"site-{i}", 1, 100 + i, {})) | {"shapes": shapes, "images": images}
         yield to_content(Record(header_bytes("update", header), _random_arrays(rng, shapes)))
 
 

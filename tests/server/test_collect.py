@@ -14,7 +14,7 @@ from server import collect
 from server.collect import WeightedSum
 from shared.errors import DataError
 from shared.types import Arrays, Update
-from shared.weights import part_of
+from shared.weights import PARTS, part_of
 from shared.wire.arrays import Half, decode_half, encode_half
 from shared.wire.messages import ReceivedUpdate, read_answer, update_record
 
@@ -37,7 +37,8 @@ def received(
 ) -> ReceivedUpdate:
     """Every image moved the encoder, which is all that the weights of the first half of this file have."""
     images = {"encoder": num_samples} if images is None else images
-    update = read_answer(update_record(Update(site, round, num_samples, values, added=added or {}, images=images)))
+    told = Update(site, round, num_samples, values, added=added or {}, images=dict.fromkeys(PARTS, 0) | images)
+    update = read_answer(update_record(told))
     assert isinstance(update, ReceivedUpdate)
     return update
 
@@ -284,7 +285,10 @@ LACKING = {name: values for name, values in parted(3).items() if name != "recogn
     ("update", "reason"),
     [
         (received("b", parted(3), images=counted(decoder=2**40)), "0 to 100 images for the decoder, got 1099511627776"),
-        (received("b", parted(3), images={"encoder": 1, "diagnosis": 1, "prior": 1}), "got diagnosis, encoder, prior"),
+        (
+            replace(received("b", parted(3)), images={"encoder": 1, "diagnosis": 1, "prior": 1}),
+            "got diagnosis, encoder, prior",
+        ),
         (replace(received("b", parted(3)), images=counted(critic=1)), "got critic, decoder, diagnosis, encoder, prior"),
         (replace(received("b", parted(3)), images={}), "parts decoder, diagnosis, encoder, prior; got none"),
         (received("b", with_nan("recogniser.up.0.weight"), images=ZERO_DECODER), "up.0.weight' holds values that are"),

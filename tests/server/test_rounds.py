@@ -171,6 +171,16 @@ def changed(**changes: Any) -> Callable[[ScriptedLink], Callable[[Plan], Reply]]
     return lambda link: lambda plan: update_record(replace(link.sites.update("b", plan), **changes))
 
 
+def counting(images: dict[str, int]) -> Callable[[ScriptedLink], Callable[[Plan], Reply]]:
+    """What our own writer would never write."""
+
+    def reply(link: ScriptedLink, plan: Plan) -> Reply:
+        record = update_record(link.sites.update("b", plan))
+        return replace(record, header=json.dumps(json.loads(record.header) | {"images": images}).encode())
+
+    return lambda link: lambda plan: reply(link, plan)
+
+
 def poisoned(link: ScriptedLink) -> Callable[[Plan], Reply]:
     def reply(plan: Plan) -> Reply:
         update = link.sites.update("b", plan)
@@ -188,11 +198,10 @@ def poisoned(link: ScriptedLink) -> Callable[[Plan], Reply]:
         (changed(site="a"), "expected a reply in the name of b, got one in the name of a"),
         (changed(num_samples=10**6), "expected 0 to 16 samples, got 1000000"),
         (changed(images={"encoder": 17}), "expected 0 to 16 images for the encoder, got 17"),
-        (
-            changed(images={"encoder": 2, "decoder": 2}),
-            "expected images counted for the parts encoder; got decoder, enc",
-        ),
-        (changed(difference={"enhancer.w": np.ones((2, 3), np.float32)}), "array 'recogniser.v' is missing"),
+        (counting({"encoder": 2, "decoder": 2}), "expected images counted for the parts encoder; got decoder, encoder"),
+        (counting({}), "expected images counted for the parts encoder; got none"),
+        (counting({"critic": 1}), "images are counted for encoder, decoder, diagnosis, prior, not for 'critic'"),
+        (changed(difference={"recogniser.v": np.ones(4, np.float32)}), "array 'enhancer.w' is missing"),
         (lambda link: lambda plan: Record(b"{}"), "not an object with a kind"),
         (lambda link: lambda plan: Failure("the site went offline"), "the site went offline"),
         (lambda link: lambda plan: refusal_record("Exception", "site error: KeyError"), "site error: KeyError"),

@@ -15,7 +15,7 @@ from shared.config import CampaignConfig, EnhancerConfig, RecogniserConfig
 from shared.errors import DataError
 from shared.networks import build_networks
 from shared.types import Moments, Plan, SiteCard, Update
-from shared.weights import ENHANCER, to_arrays
+from shared.weights import ENHANCER, PARTS, to_arrays
 from shared.wire import messages
 from shared.wire.arrays import decode_half
 from shared.wire.messages import (
@@ -33,12 +33,13 @@ from shared.wire.messages import (
 
 DIGEST = "a" * 64
 WEIGHTS = {"enhancer.z": np.ones((2, 3), np.float32), "recogniser.a": np.arange(4, dtype=np.float32)}
+EVERY = dict.fromkeys(PARTS, 1)
 UPDATE = Update(
     site="hospital-1",
     round=3,
     num_samples=64,
     difference=WEIGHTS,
-    images={"encoder": 64, "decoder": 0},
+    images={"encoder": 60, "decoder": 0},
     training={"loss_enhance": 0.25},
     evaluation={
         "enhanced.psnr_db": Moments(2, 60.0, 1800.5, (1.0, 2.0, 3.0, 4.0, 5.0)),
@@ -60,7 +61,7 @@ def test_an_update_survives_the_wire_with_its_arrays_still_bytes() -> None:
     update = read_answer(update_record(UPDATE))
     assert isinstance(update, ReceivedUpdate)
     assert (update.site, update.round, update.num_samples) == ("hospital-1", 3, 64)
-    assert dict(update.images) == {"encoder": 64, "decoder": 0}
+    assert dict(update.images) == {"encoder": 60}, "these weights have no decoder"
     assert dict(update.training) == {"loss_enhance": 0.25}
     assert dict(update.evaluation) == dict(UPDATE.evaluation)
     assert update.shapes == {"enhancer.z": (2, 3), "recogniser.a": (4,)}
@@ -102,8 +103,8 @@ def test_both_parts_travel_in_1_3_of_a_model(campaign: CampaignConfig, enhancer:
     part = {name: values for name, values in weights.items() if name.startswith(ENHANCER)}
     of_all = sum(values.size for values in part.values()) / sum(values.size for values in weights.values())
     assert of_all == pytest.approx(share, abs=0.01)
-    model = update_record(Update("a", 1, 1, weights)).num_bytes
-    both = update_record(Update("a", 1, 1, weights, added=part)).num_bytes
+    model = update_record(Update("a", 1, 1, weights, images=EVERY)).num_bytes
+    both = update_record(Update("a", 1, 1, weights, added=part, images=EVERY)).num_bytes
     assert both / model == pytest.approx(1 + of_all / 2, abs=0.01)
     assert both / model <= 1.3
 
