@@ -102,8 +102,8 @@ def line_chart(lines: Sequence[tuple[str, str, Sequence[float], Sequence[float]]
     return svg(figure, label)
 
 
-def round_chart(rounds: Sequence[int], lines: Sequence[Line], axis: Axis, *, label: str) -> str:
-    """All `rounds` stand on the axis; the first ones, where no line has a value, are shaded as the warm-up."""
+def round_chart(rounds: Sequence[int], lines: Sequence[Line], axis: Axis, *, label: str, blank: str = "warm-up") -> str:
+    """All `rounds` stand on the axis; the first ones, where no line has a value, are shaded and called `blank`."""
     figure, axes = new_figure(2.05)
     if axis.guide is not None:
         axes.axhline(axis.guide, color=INK, alpha=0.45, linewidth=0.8)
@@ -115,7 +115,7 @@ def round_chart(rounds: Sequence[int], lines: Sequence[Line], axis: Axis, *, lab
         first = rounds[drawn.index(True)]
         axes.axvspan(rounds[0] - 0.5, first - 0.5, color=INK, alpha=0.07, linewidth=0)
         middle = (rounds[0] + first - 1) / 2
-        axes.text(middle, 0.5, "warm-up", transform=axes.get_xaxis_transform(), rotation=90, **_WORDS)
+        axes.text(middle, 0.5, blank, transform=axes.get_xaxis_transform(), rotation=90, **_WORDS)
     _set_y(axes, axis)
     axes.set_xlabel("round")
     axes.locator_params(axis="x", integer=True)

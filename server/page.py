@@ -15,14 +15,16 @@ from server import charts, figures
 from server.explanations import explained
 from server.findings import Findings
 from server.gate import gate_charts, promotion_charts
+from server.labels import label_section
+from server.recognition.page import context as recognition_page
 from server.study.page import context as study_page
 from server.study.verdicts import certain
 from server.summary import at_home, elsewhere_rows, matrices, summary_rows
 from server.wording import METRICS, QUALITY, bytes_shown, duration_shown, shown
 
-_TILES = ("psnr_db", "dice", "accuracy", "ssim")
-_LIMITS = (
-    "Research use only: not a medical device, not for diagnosis or treatment.",
+_TILES = ("psnr_db", "dice", "accuracy", "ssim", "f1", "jaccard")
+_LIMITS = ("Research use only: not a medical device, not for diagnosis or treatment.",)
+_OF_ENHANCERS = (
     "PSNR, SSIM and RMSE compare with the clean image of the same slice; they do not say whether a finding survived. "
     "Look at the pictures and at Dice or accuracy beside them.",
     "An enhancer can remove or invent small structures. The worst image of each site is shown for that reason.",
@@ -31,6 +33,9 @@ _SIMULATED = (
     "Simulated on one machine: the degradation is synthetic and hospitals differ only in what was simulated. "
     "Real scanners, readers and label habits differ in more ways."
 )
+
+_STUDIES = {"enhancement": ("study.html", study_page), "recognition": ("recognition.html", recognition_page)}
+"""Template and context of each kind of study."""
 
 
 def render(findings: Findings) -> str:
@@ -49,7 +54,8 @@ def render(findings: Findings) -> str:
     environment.filters["svg"] = Markup
     if "study" in findings.report:
         environment.filters["certain"] = certain
-        return environment.get_template("study.html").render(**study_page(findings.report, findings.config))
+        template, context = _STUDIES[findings.report["study"].get("kind", "enhancement")]
+        return environment.get_template(template).render(**context(findings.report, findings.config))
     return environment.get_template("report.html").render(**page(findings))
 
 
@@ -79,7 +85,7 @@ def page(findings: Findings) -> dict[str, Any]:
         "data": _data_table(findings.sites),
         "costs": _costs(findings, summary),
         "config": json.dumps(findings.config, indent=2, sort_keys=True),
-        "limits": _LIMITS if findings.deployed else (*_LIMITS, _SIMULATED),
+        "limits": [*_LIMITS, *(_OF_ENHANCERS * enhances(findings)), *([_SIMULATED] * (not findings.deployed))],
     }
 
 
@@ -90,6 +96,13 @@ def sites_of(findings: Findings) -> list[str]:
         *(site for site in findings.sites if site in tested),
         *(site for site in tested if site not in findings.sites),
     ]
+
+
+def enhances(findings: Findings) -> bool:
+    """Whether the campaign has an enhancer, as all had before there was a choice."""
+    campaign = findings.config.get("campaign", findings.config)
+    enhance = campaign.get("enhance", {})
+    return not isinstance(enhance, Mapping) or enhance.get("kind") != "none"
 
 
 def lead(findings: Findings, sites: Sequence[str]) -> str:
@@ -105,7 +118,8 @@ def lead(findings: Findings, sites: Sequence[str]) -> str:
     images = max((row["n"] for row in tested), default=0)
     who = _count(len(sites), "site")
     words = [
-        f"{who[0].upper()}{who[1:]} trained an enhancer and a recogniser together"
+        f"{who[0].upper()}{who[1:]} trained {'an enhancer and a recogniser' if enhances(findings) else 'a recogniser'} "
+        + "together"
         + (f" in {_count(rounds, 'round')}" if rounds else "")
         + "; only weight differences left a site."
     ]
@@ -115,11 +129,18 @@ def lead(findings: Findings, sites: Sequence[str]) -> str:
             f"On {images:,} test images of patients that no training had seen, PSNR goes from "
             f"{degraded['psnr_db']:.2f} dB (degraded) to {federated['psnr_db']:.2f} dB (enhanced), {gain:+.2f} dB."
         )
-    recognised = [key for key in ("dice", "accuracy") if key in federated and key in degraded]
+    recognised = [key for key in ("dice", "accuracy") if key in federated]
     if recognised:
-        phrases = [f"{METRICS[key].heading} {federated[key]:.3f} (degraded {degraded[key]:.3f})" for key in recognised]
-        words.append(f"On the enhanced images the recogniser reaches {' and '.join(phrases)}.")
+        where = "the enhanced" if enhances(findings) else f"{images:,} test"
+        unseen = "" if enhances(findings) else " of patients that no training had seen"
+        phrases = " and ".join(_recognised(key, federated, degraded) for key in recognised)
+        words.append(f"On {where} images{unseen} the recogniser reaches {phrases}.")
     return " ".join(words)
+
+
+def _recognised(key: str, federated: Mapping[str, float], degraded: Mapping[str, float]) -> str:
+    before = f" (degraded {degraded[key]:.3f})" if key in degraded else ""
+    return f"{METRICS[key].heading} {federated[key]:.3f}{before}"
 
 
 def verdict(claims: Sequence[Mapping[str, Any]]) -> str:
@@ -144,22 +165,22 @@ def _count(number: int, noun: str) -> str:
 
 
 def _tiles(summary: Sequence[tuple[tuple[str, str], Mapping[str, float]]]) -> list[dict[str, Any]]:
-    """Up to three large figures: federated, with what it stands against."""
+    """Up to three large figures: federated, with what it stands against, and its gain over degraded."""
     if not summary:
         return []
     by_setting = {setting: metrics for (method, setting), metrics in summary if method == summary[0][0][0]}
     tiles: list[dict[str, Any]] = []
     for key in _TILES:
         after, before = by_setting.get("federated", {}).get(key), by_setting.get("degraded", {}).get(key)
-        if after is not None and before is not None and len(tiles) < 3:
+        if after is not None and len(tiles) < 3:
             others = [name for name in ("degraded", "local", "pooled") if key in by_setting.get(name, {})]
             tiles.append(
                 {
                     "name": METRICS[key].heading,
                     "value": shown(key, after),
                     "unit": METRICS[key].unit,
-                    "worse": after <= before,
-                    "gain": f"{after - before:+.{METRICS[key].decimals}f}",
+                    "worse": before is not None and after <= before,
+                    "gain": "" if before is None else f"{after - before:+.{METRICS[key].decimals}f}",
                     "others": [(name, shown(key, by_setting[name][key])) for name in others],
                 }
             )
@@ -167,7 +188,7 @@ def _tiles(summary: Sequence[tuple[tuple[str, str], Mapping[str, float]]]) -> li
 
 
 def _parts(findings: Findings, sites: Sequence[str]) -> list[dict[str, Any]]:
-    """Per method, from its first seed: pictures, where the recogniser looks, spread, curves, gate, histogram."""
+    """Per method, from its first seed: pictures, where the recogniser looks, spread, curves, gate, labels, data."""
     parts = []
     diagnoses = _names(findings, "diagnoses")
     for number, method in enumerate(dict.fromkeys(run.method for run in findings.runs)):
@@ -181,6 +202,7 @@ def _parts(findings: Findings, sites: Sequence[str]) -> list[dict[str, Any]]:
                 "explained": explained(pictures, sites, diagnoses, page_id=f"look{number}") if pictures else None,
                 "gate": gate_charts(run, sites),
                 "promotion": promotion_charts(run),
+                "labels": label_section(run, sites, diagnoses),
                 "spreads": charts.spreads(run, pictures, sites),
                 "curves": charts.curves(run, sites),
                 "histogram": charts.histogram(pictures, sites) if pictures else None,
