@@ -12,14 +12,17 @@ from torch import Tensor, nn
 
 from client.dataset import Slices
 from client.evaluate import predict
-from client.explain import STATES, explain, grad_cam, scores
-from shared.config import CampaignConfig, MachineConfig
+from client.explain import behind_diagnoses, explain, grad_cam, saliency_behind, scores, typical
+from client.reading import Reading, dice_of, judged, read, states_of, taken, true_probability
+from shared.config import CampaignConfig, DegradeConfig, LearnConfig, MachineConfig, ObjectiveConfig
 from shared.networks import Networks, build_networks
 from shared.recognise.recognition import Recognition
+from shared.recognise.saliency import percentile_B1HW
 from shared.weights import to_arrays
 from tests.client.slices import disc_slices
 
 SIDE = 32
+STATES = ("degraded", "enhanced", "clean")
 
 
 class ByHand(nn.Module):
@@ -46,6 +49,18 @@ def diagnosis_only(campaign: CampaignConfig) -> CampaignConfig:
 @pytest.fixture
 def masks_only(campaign: CampaignConfig) -> CampaignConfig:
     return replace(campaign, data=replace(campaign.data, diagnoses=()))
+
+
+def alone(campaign: CampaignConfig, learn: LearnConfig | None = None, *, kind: str = "unet") -> CampaignConfig:
+    """A recogniser without an enhancer, on images as they come."""
+    return replace(
+        campaign,
+        degrade=DegradeConfig(kind="none"),
+        enhance=replace(campaign.enhance, kind="none"),
+        objective=ObjectiveConfig(kind="plain"),
+        learn=learn or LearnConfig(),
+        recognise=replace(campaign.recognise, kind=kind),
+    )
 
 
 def unlabelled(slices: Slices) -> Slices:
@@ -217,3 +232,105 @@ def test_share_inside_has_no_value_without_an_outline(campaign: CampaignConfig, 
     assert np.isnan(found.area_N).all()
     assert np.isnan(found.maps["diagnosis"]["clean"].saliency_inside_N).all()
     assert np.isfinite(found.maps["diagnosis"]["clean"].saliency_NHW).all()
+
+
+def test_campaign_without_an_enhancer_shows_no_state_twice(campaign: CampaignConfig, machine: MachineConfig) -> None:
+    noisy = replace(alone(campaign), degrade=campaign.degrade)
+    for each, states in ((campaign, STATES), (noisy, ("degraded", "clean")), (alone(campaign), ("clean",))):
+        assert states_of(each) == states
+        assert judged(each) == ("enhanced" if "enhanced" in states else states[0])
+        found = explain(build_networks(each), disc_slices(2), [0, 1], each, machine)
+        assert [tuple(maps) for maps in found.maps.values()] == [states, states]
+        assert tuple(found.error_NHW) == states[:-1]
+
+
+@pytest.mark.parametrize("kind", ["unet", "multimix"])
+@pytest.mark.parametrize("learn", ["unet", "enc", "multimix"])
+def test_recognisers_that_learn_one_thing_or_have_a_bridge_are_explained(
+    campaign: CampaignConfig, machine: MachineConfig, learn: str, kind: str
+) -> None:
+    flags = LearnConfig(
+        kind=learn,  # type: ignore[arg-type]
+        segment=learn != "enc",
+        diagnose=learn != "unet",
+        saliency=learn == "multimix",
+    )
+    each = alone(campaign, flags, kind=kind)
+    networks, slices = build_networks(each), disc_slices(6)
+    found = explain(networks, slices, [0, 1, 2], each, machine)
+    assert list(found.maps) == {"unet": ["masks"], "enc": ["diagnosis"]}.get(learn, ["masks", "diagnosis"])
+    read_as = read(networks, slices, each, machine)["clean"]
+    assert (read_as.found_NHW is None) == (learn == "enc")
+    behind = behind_diagnoses(networks, slices, read_as, each, machine)
+    assert bool(behind) == (learn != "unet")
+    assert all(one.bridge == (learn == "multimix") for one in behind)
+    assert all(parameter.grad is None for parameter in networks.recogniser.parameters())
+
+
+def test_reading_says_what_the_networks_say_of_the_judged_image(
+    campaign: CampaignConfig, machine: MachineConfig
+) -> None:
+    networks, slices = build_networks(campaign), disc_slices(5)
+    found = read(networks, slices, campaign, machine)
+    shown = predict(networks, slices, range(5), campaign, machine)
+    for state in STATES:
+        torch.testing.assert_close(found[state].image_NCHW, getattr(shown, f"{state}_NCHW"))
+        assert found[state].found_NHW is not None
+        assert torch.equal(found[state].found_NHW, shown.found_NHW[state])
+    with torch.no_grad():
+        logits = networks.recogniser.eval()(shown.enhanced_NCHW).diagnosis_logits_BN
+    np.testing.assert_allclose(found["enhanced"].probabilities_NK, logits.softmax(1).numpy(), atol=1e-6)
+    few = read(networks, taken(slices, [4, 1]), campaign, machine)["degraded"]
+    torch.testing.assert_close(few.image_NCHW, found["degraded"].image_NCHW[[4, 1]])
+
+
+def test_dice_and_probability_are_not_defined_where_the_label_is_not_known(campaign: CampaignConfig) -> None:
+    slices = disc_slices(2)
+    slices = replace(slices, has_mask_N=torch.tensor([True, False]), diagnosis_N=torch.tensor([-1, 1]))
+    read_as = Reading(slices.clean_NCHW, slices.mask_NHW, np.array([[0.3, 0.7], [0.4, 0.6]]))
+    np.testing.assert_array_equal(dice_of(read_as, slices, campaign), [1, np.nan])
+    np.testing.assert_array_equal(true_probability(read_as, slices), [np.nan, 0.6])
+
+
+def test_diagnosis_is_shown_on_the_slice_of_median_probability_among_those_read_as_it() -> None:
+    lesion = np.array([0.9, 0.2, 0.6, 0.7, 0.1])
+    read_as = Reading(torch.zeros(5, 1, 2, 2), None, np.stack([1 - lesion, lesion, 0 * lesion], 1))
+    assert typical(read_as, 1) == 3  # of 0.6, 0.7 and 0.9
+    assert typical(read_as, 0) == 4  # of two, the more probable one
+    assert typical(read_as, 2) is None, "no slice is read as it"
+
+
+def test_saliency_behind_a_diagnosis_of_a_linear_recogniser_is_the_weights_of_the_class_that_is_read(
+    diagnosis_only: CampaignConfig, machine: MachineConfig
+) -> None:
+    weights_KHW = torch.randn(2, SIDE, SIDE, generator=torch.Generator().manual_seed(3))
+
+    def linear(image: Tensor, scale: Tensor) -> Recognition:
+        return Recognition(None, torch.einsum("bchw,khw->bk", image * scale, weights_KHW), [image * 0])
+
+    image_CHW = disc_slices(1).clean_NCHW[0]
+    said = int(torch.einsum("chw,khw->k", image_CHW, weights_KHW).argmax())
+    saliency_HW, bridge = saliency_behind(with_recogniser(diagnosis_only, linear), image_CHW, machine)
+    np.testing.assert_allclose(saliency_HW, weights_KHW[said].abs().numpy(), rtol=1e-6)
+    assert not bridge
+
+
+def test_saliency_of_a_bridge_is_what_the_decoder_is_given(campaign: CampaignConfig, machine: MachineConfig) -> None:
+    each = alone(campaign, LearnConfig(kind="multimix", saliency=True))
+    networks, image_CHW = build_networks(each), disc_slices(2).clean_NCHW[1]
+    given: list[Tensor] = []
+    assert isinstance(networks.recogniser.bridge, nn.Conv2d)
+    handle = networks.recogniser.bridge.register_forward_pre_hook(lambda _, args: given.append(args[0]))
+    with torch.no_grad():
+        networks.recogniser.eval()(image_CHW[None])
+    handle.remove()
+    saliency_HW, bridge = saliency_behind(networks, image_CHW, machine)
+    np.testing.assert_allclose(saliency_HW, given[0][0, -1].numpy(), rtol=1e-4, atol=1e-6)
+    assert bridge
+
+    image_1CHW = image_CHW[None].requires_grad_()
+    logits_1N = networks.recogniser.encode(image_1CHW).diagnosis_logits_BN  # type: ignore[operator]
+    (gradient,) = torch.autograd.grad(logits_1N.max(), image_1CHW)
+    normalised = gradient.abs().amax(1, keepdim=True) / percentile_B1HW(gradient.abs())
+    small = nn.functional.interpolate(normalised, size=given[0].shape[-2:], mode="bilinear", align_corners=True)
+    np.testing.assert_allclose(saliency_HW, small[0, 0].numpy(), rtol=1e-4, atol=1e-6)
