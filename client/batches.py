@@ -8,10 +8,11 @@ slice's identity alone: every model, at every site and in the pooled comparison,
 from __future__ import annotations
 
 import contextlib
+import itertools
 import queue
 import threading
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,8 +20,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from client.dataset import Slices
-from shared.batch import Batch
+from client.streams import draws, pools_of
+from shared.batch import Batch, Streams
 from shared.config import CampaignConfig
+from shared.images.augment import draw_strong
 from shared.images.degrade import KSpace, acquired_kspace, degrade_batch, draw
 from shared.seeding import generator
 
@@ -41,22 +44,53 @@ class Augmentation:
 def training_batches(
     slices: Slices, campaign: CampaignConfig, *, site: str, round: int, steps: int, pin: bool = False
 ) -> Generator[Batch, None, None]:
-    """`steps` batches of exactly `training.batch_size` images; every slice comes once before any comes again."""
-    purpose = ("site", site, "round", round)
-    order, augment, degrade = (generator(campaign.seed, *purpose, what) for what in ("order", "augment", "degrade"))
+    """`steps` batches of exactly `training.batch_size` images, or of as many of each stream that the site has (see
+    client/streams.py); every slice comes once before any comes again.
 
-    size = campaign.training.batch_size
+    Raises DataError where the site has nothing that `learn` could learn from.
+    """
+    purpose = ("site", site, "round", round)
+    augment, degrade = (generator(campaign.seed, *purpose, what) for what in ("augment", "degrade"))
+    chosen: Iterator[tuple[Tensor, Streams | None]]
+    if campaign.learn.streams:
+        chosen = draws(pools_of(slices, campaign), campaign, *purpose)
+    else:
+        chosen = _shuffled(len(slices), campaign.training.batch_size, generator(campaign.seed, *purpose, "order"))
+    strengthen = generator(campaign.seed, *purpose, "strong")
 
     def make() -> Iterator[Batch]:
-        waiting = torch.zeros(0, dtype=torch.int64)
-        for _ in range(steps):
-            while len(waiting) < size:
-                waiting = torch.cat([waiting, torch.randperm(len(slices), generator=order)])
-            chosen, waiting = waiting[:size], waiting[size:]
-            batch = _training_batch(slices, chosen, campaign, augment, degrade)
+        for indices, streams in itertools.islice(chosen, steps):
+            batch = _training_batch(slices, indices, campaign, augment, degrade)
+            if streams is not None:
+                batch = _in_streams(batch, streams, campaign, strengthen)
             yield batch.pinned() if pin else batch
 
     return prefetched(make())
+
+
+def _shuffled(count: int, size: int, order: torch.Generator) -> Iterator[tuple[Tensor, Streams | None]]:
+    waiting = torch.zeros(0, dtype=torch.int64)
+    while True:
+        while len(waiting) < size:
+            waiting = torch.cat([waiting, torch.randperm(count, generator=order)])
+        chosen, waiting = waiting[:size], waiting[size:]
+        yield chosen, None
+
+
+def _in_streams(batch: Batch, streams: Streams, campaign: CampaignConfig, rng: torch.Generator) -> Batch:
+    """Each image with the labels of its stream alone, and a strong augmentation for those that are shown twice."""
+    place_B = torch.arange(batch.size)
+    masked_B = place_B < streams.masked
+    diagnosed_B = (place_B >= streams.segmented) & (place_B < streams.segmented + streams.diagnosed)
+    twice = streams.undiagnosed + (streams.unmasked if campaign.learn.mask_ssl == "consistency" else 0)
+    return replace(
+        batch,
+        mask_BHW=batch.mask_BHW * masked_B[:, None, None],
+        has_mask_B=masked_B,
+        diagnosis_B=torch.where(diagnosed_B, batch.diagnosis_B, -1),
+        streams=streams,
+        strong=tuple(draw_strong(rng) for _ in range(twice)),
+    )
 
 
 def _training_batch(

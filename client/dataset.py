@@ -40,6 +40,8 @@ class Slices:
     """Site, series key and slice number: stays with the slice when sites are merged."""
     degraded_NCHW: Tensor | None = None
     """The real degraded partner of each slice, where the campaign learns from pairs."""
+    spacing_N2: Tensor | None = None
+    """float32 row and column spacing in mm; 0 where the store does not know it."""
 
     def __len__(self) -> int:
         return self.clean_NCHW.shape[0]
@@ -79,13 +81,19 @@ def open_site(store: Path, site: str, campaign: CampaignConfig) -> SiteData:
         raise DataError(
             f"a site needs two patients or more (one to train, one to test), got {len(patients)}; ingest more studies"
         )
-    if not any(record.has_mask or record.diagnosis >= 0 for record in records):
+    labelled = any(record.has_mask or record.diagnosis >= 0 for record in records)
+    if not labelled and not campaign.learn.streams:  # streams of unlabelled images are something to learn from
         raise DataError("no series of the store has a mask or a diagnosis; ingest the site's labels with its images")
     train, validation, test = (
         _slices(opened, [record for record in records if record.patient in chosen], site, campaign)
         for chosen in split_patients(patients, campaign)
     )
     counts = _counts((train, validation, test), records, patients, campaign)
+    budget = (campaign.data.labels or {}).get(site)
+    if budget is not None:
+        from client.labels import scarce
+
+        train = scarce(train, budget, campaign.seed)
     return SiteData(site, train, validation, test, counts)
 
 
@@ -146,7 +154,7 @@ def _shares(patients: int, split: SplitConfig) -> tuple[int, int, int]:
 def _slices(store: Store, records: Sequence[SeriesRecord], site: str, campaign: CampaignConfig) -> Slices:
     size, channels = campaign.data.image_size, campaign.data.channels
     index = {name: number for number, name in enumerate(sorted({record.patient for record in records}))}
-    clean, degraded, masks, identity = [], [], [], []
+    clean, degraded, masks, identity, spacing = [], [], [], [], []
     for record in records:
         image_DCHW = _image(store, record.key, campaign)
         clean.append(image_DCHW)
@@ -157,6 +165,7 @@ def _slices(store: Store, records: Sequence[SeriesRecord], site: str, campaign: 
         empty_DHW = torch.zeros(len(image_DCHW), *size, dtype=torch.uint8)
         masks.append(empty_DHW if mask_DHW is None else pad_or_crop(torch.from_numpy(np.array(mask_DHW)), size))
         identity += [f"{site}/{record.key}/{number}" for number in range(len(image_DCHW))]
+        spacing += [record.spacing_mm[1:]] * len(image_DCHW)
     none = torch.zeros(0, channels, *size)
 
     def repeated(values: list[int]) -> Tensor:
@@ -170,6 +179,7 @@ def _slices(store: Store, records: Sequence[SeriesRecord], site: str, campaign: 
         patient_N=repeated([index[record.patient] for record in records]),
         identity=tuple(identity),
         degraded_NCHW=(torch.cat(degraded) if degraded else none) if campaign.degrade.kind == "pairs" else None,
+        spacing_N2=torch.tensor(spacing, dtype=torch.float32).reshape(-1, 2),
     )
 
 
@@ -219,6 +229,7 @@ def merge_slices(parts: Sequence[Slices]) -> Slices:
         offset += int(part.patient_N.max()) + 1 if len(part) else 0
     degraded = [part.degraded_NCHW for part in parts if part.degraded_NCHW is not None]
     assert len(degraded) in (0, len(parts)), "one campaign, so all parts have pairs or none"
+    spacing = [part.spacing_N2 for part in parts if part.spacing_N2 is not None]
     return Slices(
         clean_NCHW=torch.cat([part.clean_NCHW for part in parts]),
         mask_NHW=torch.cat([part.mask_NHW for part in parts]),
@@ -227,4 +238,5 @@ def merge_slices(parts: Sequence[Slices]) -> Slices:
         patient_N=torch.cat(patients),
         identity=tuple(name for part in parts for name in part.identity),
         degraded_NCHW=torch.cat(degraded) if degraded else None,
+        spacing_N2=torch.cat(spacing) if len(spacing) == len(parts) else None,
     )

@@ -68,7 +68,7 @@ def _check_plan(plan: Plan, opened: Opened) -> None:
 def _round(plan: Plan, setup: SiteSetup, opened: Opened, on_step: OnStep | None) -> Update:
     from client.evaluate import evaluate, summarise
     from client.train.local import added_change, train_round
-    from shared.weights import difference, load_arrays, to_arrays
+    from shared.weights import PARTS, difference, load_arrays, to_arrays
 
     campaign, data, networks = opened.campaign, opened.data, opened.networks
     load_arrays(networks, plan.weights)
@@ -87,7 +87,8 @@ def _round(plan: Plan, setup: SiteSetup, opened: Opened, on_step: OnStep | None)
     )
     learned = difference(to_arrays(networks), plan.weights)
     added = _added(learned, added_change(networks, state)) if campaign.strategy.promotion != "none" else {}
-    return Update(setup.name, plan.round, int(training["samples"]), learned, training, evaluation, added)
+    images = {part: int(training[f"images.{part}"]) for part in PARTS if f"images.{part}" in training}
+    return Update(setup.name, plan.round, int(training["samples"]), learned, training, evaluation, added, images)
 
 
 def _added(learned: Arrays, change: Arrays) -> Arrays:

@@ -28,20 +28,20 @@ and the task gradient must agree with both. Weight decay is decoupled and never 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from client.train import gates
 from client.train.optimiser import SGD, AdamW, Optimiser, Split
+from client.train.terms import RecognitionTerms, Share, Sums, supervised
 from shared.batch import Batch
 from shared.config import CampaignConfig, ObjectiveConfig
 from shared.enhance.consistency import enhanced_image
 from shared.enhance.losses import enhancement_loss
 from shared.errors import DataError
 from shared.networks import Networks
-from shared.recognise.losses import Labelled, recognition_losses
 
 MainLoss = Callable[[Tensor, Tensor], Tensor]
 """(enhanced_BCHW, clean_BCHW) -> 0-dim loss, a mean over images."""
@@ -59,6 +59,8 @@ class Gradients:
     recognise_loss: Tensor
     cosines_TM: Tensor | None = None
     """cos(g, v) of each task in each micro batch; only where the gate asks for it."""
+    sums: Sums = field(default_factory=dict)
+    """Of the recognition that the recogniser learnt from; empty where it does not learn."""
 
     def __add__(self, other: Gradients) -> Gradients:
         return Gradients(
@@ -70,15 +72,8 @@ class Gradients:
             None
             if self.cosines_TM is None or other.cosines_TM is None
             else torch.cat([self.cosines_TM, other.cosines_TM], dim=1),
+            added_sums(self.sums, other.sums),
         )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Share:
-    """What part of a whole batch a micro batch is: losses are divided by the whole's counts, so that they add up."""
-
-    images: float
-    labelled: Labelled
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,9 +123,17 @@ class StepRecord:
 
 
 def gradients(
-    networks: Networks, part: Batch, share: Share, campaign: CampaignConfig, main_loss: MainLoss | None = None
+    networks: Networks,
+    part: Batch,
+    share: Share,
+    campaign: CampaignConfig,
+    main_loss: MainLoss | None = None,
+    recognition: RecognitionTerms | None = None,
 ) -> Gradients:
-    """Both gradients on the enhancer and the recogniser's own, from a single pass through each network."""
+    """Both gradients on the enhancer and the recogniser's own, from a single pass through each network.
+
+    `recognition` makes the recognition loss of the enhanced images, where it is not that of learn=supervised.
+    """
     objective = campaign.objective
     theta = trained(networks.enhancer)
     enhanced_BCHW = enhanced_image(networks.enhancer, part)
@@ -138,7 +141,8 @@ def gradients(
     enhance_loss = share.images * (main_loss or fidelity(campaign))(image_BCHW, part.clean_BCHW)
     (towards_clean_BCHW,) = torch.autograd.grad(enhance_loss, image_BCHW)
 
-    towards_tasks, recogniser_D, recognise_loss = recognition_gradients(networks, image_BCHW, part, share, objective)
+    asked = recognition_gradients(networks, image_BCHW, part, share, objective, recognition or supervised(campaign))
+    towards_tasks = asked.towards_tasks
 
     g_D = vector_jacobian_D(towards_clean_BCHW, enhanced_BCHW, theta, keep_graph=bool(towards_tasks))
     v_TD = tuple(
@@ -148,28 +152,57 @@ def gradients(
     cosines_TM = None
     if v_TD and objective.gated and objective.gate == "confident":
         cosines_TM = torch.stack([gates.cosine(g_D, v_D) for v_D in v_TD])[:, None]
-    return Gradients(g_D, v_TD, recogniser_D, enhance_loss.detach(), recognise_loss.detach(), cosines_TM)
+    return Gradients(g_D, v_TD, asked.recogniser_D, enhance_loss.detach(), asked.loss.detach(), cosines_TM, asked.sums)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Asked:
+    """What recognition asks of the enhanced image and of the recogniser."""
+
+    towards_tasks: list[Tensor]
+    """A gradient like the image, one per task that has a gate of its own; none where recognition does not steer."""
+    recogniser_D: Tensor | None
+    """None where the recogniser does not learn."""
+    loss: Tensor
+    sums: Sums
 
 
 def recognition_gradients(
-    networks: Networks, image_BCHW: Tensor, part: Batch, share: Share, objective: ObjectiveConfig
-) -> tuple[list[Tensor], Tensor | None, Tensor]:
-    """What recognition asks of the enhanced image (a gradient like it, per task that has a gate of its own; none where
-    it does not steer), the recogniser's own gradient (None where it does not learn), and the loss."""
+    networks: Networks,
+    image_BCHW: Tensor,
+    part: Batch,
+    share: Share,
+    objective: ObjectiveConfig,
+    recognition: RecognitionTerms,
+) -> Asked:
+    """The gradients of the recognition loss of `image_BCHW`, as far as the objective wants them."""
     steers, learns = objective.steers, objective.learns
     phi = trained(networks.recogniser)
     if not (steers or learns):
-        return [], None, torch.zeros((), device=image_BCHW.device)
-    recognition = networks.recogniser(image_BCHW if steers else image_BCHW.detach())
-    losses = recognition_losses(recognition, part, objective, share.labelled, networks.recogniser, share.images)
-    loss = torch.stack(losses).sum()
+        return Asked([], None, torch.zeros((), device=image_BCHW.device), {})
+    terms = recognition(networks.recogniser, image_BCHW if steers else image_BCHW.detach(), part, share)
+    loss = torch.stack(terms.losses).sum()
     if not steers:
-        return [], flat(torch.autograd.grad(loss, phi)), loss
+        return Asked([], flat(learned(loss, phi)), loss, terms.sums)
     if objective.auxiliaries == "separate":
-        towards = [torch.autograd.grad(each, image_BCHW, retain_graph=True)[0] for each in losses]
-        return towards, flat(torch.autograd.grad(loss, phi)) if learns else None, loss
-    towards_all, *found = torch.autograd.grad(loss, [image_BCHW, *phi] if learns else [image_BCHW])
-    return [towards_all], flat(found) if learns else None, loss
+        towards = [learned(each, [image_BCHW], keep_graph=True)[0] for each in terms.losses]
+        found = flat(learned(loss, phi)) if learns else None
+        return Asked(towards, found, loss, terms.sums if learns else {})
+    towards_all, *of_phi = learned(loss, [image_BCHW, *phi] if learns else [image_BCHW])
+    return Asked([towards_all], flat(of_phi) if learns else None, loss, terms.sums if learns else {})
+
+
+def learned(loss: Tensor, of: Sequence[Tensor], *, keep_graph: bool = False) -> tuple[Tensor, ...]:
+    """Gradients, 0 for what the loss does not reach: parts of the recogniser that no image of the batch has a label
+    for, and all of it where there is none at all."""
+    if not loss.requires_grad:
+        return tuple(torch.zeros_like(each) for each in of)
+    return torch.autograd.grad(loss, of, retain_graph=keep_graph, allow_unused=True, materialize_grads=True)
+
+
+def added_sums(first: Sums, second: Sums) -> Sums:
+    """Sum by sum; what one of them lacks counts as 0."""
+    return {**first, **{name: first[name] + value if name in first else value for name, value in second.items()}}
 
 
 def fidelity(campaign: CampaignConfig) -> MainLoss:
@@ -337,7 +370,9 @@ def trained(network: nn.Module) -> list[nn.Parameter]:
 
 
 def flat(tensors: list[Tensor] | list[nn.Parameter] | tuple[Tensor, ...]) -> Tensor:
-    """All values in one vector, each tensor row by row whatever its memory format."""
+    """All values in one vector, each tensor row by row whatever its memory format; of nothing, an empty one."""
+    if not tensors:
+        return torch.zeros(0)
     return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
 
 

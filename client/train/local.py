@@ -24,9 +24,11 @@ from torch import Tensor, nn
 
 from client.batches import training_batches
 from client.dataset import Slices
-from client.train import gradprom, recognise, todnet
-from client.train.gradprom import Anchor, Gradients, Optimisers, Share, StepRecord
+from client.train import gradprom, observed, recognise, todnet
+from client.train.gradprom import Anchor, Gradients, Optimisers, StepRecord
+from client.train.multimix import multimix
 from client.train.optimiser import Split
+from client.train.terms import Share, Sums, supervised
 from shared.batch import Batch
 from shared.config import CampaignConfig, MachineConfig
 from shared.errors import ConfigError
@@ -67,11 +69,12 @@ def train_round(
 ) -> tuple[Mapping[str, float], TrainingState]:
     """Train `networks` in place for `steps` steps of 1-based `round`.
 
-    The record holds loss_enhance, loss_recognise (means over steps), learning_rate (last), samples, seconds;
-    ascent_rate, the share of steps whose applied change of weights leads uphill to first order; where the task gradient
-    was looked at gate_open_rate, mean_cosine and added_share (|what recognition added| / |g|); and with a critic
-    wasserstein, its mean estimate of the distance between clean and enhanced images. `on_step(done, steps)` is called
-    after each step.
+    The record holds loss_enhance (with an enhancer), loss_recognise (means over steps), learning_rate (last), samples,
+    seconds, images.<part> (how many images moved each part of the networks that labels decide over) and what
+    client/train/observed.py reads from the recognition; ascent_rate, the share of steps whose applied change of weights
+    leads uphill to first order; where the task gradient was looked at gate_open_rate, mean_cosine and added_share
+    (|what recognition added| / |g|); and with a critic wasserstein, its mean estimate of the distance between clean and
+    enhanced images. `on_step(done, steps)` is called after each step.
     Raises DataError if a loss or gradient is not finite (no weights must leave then), ConfigError if not even one
     image fits in memory.
     """
@@ -85,7 +88,10 @@ def train_round(
         rng = generator(campaign.seed, "site", site, "round", round, "critic")
         main_loss = todnet.main_loss(networks.critic, state.optimisers.critic, campaign, rng, gaps)
     records: list[StepRecord] = []
-    rate = 0.0
+    sums: Sums = {}
+    labelled_map = observed.map_at_start(networks)
+    channels = generator(campaign.seed, "site", site, "round", round, "selfreg")
+    rate, drawn = 0.0, 0
     coming = training_batches(slices, campaign, site=site, round=round, steps=steps, pin=device.type == "cuda")
     with (
         _seeded_dropout(campaign, device, site, round),
@@ -98,20 +104,34 @@ def train_round(
             _set_modes(networks, frozen=not campaign.objective.learns and not warm)
             rate = learning_rate(campaign, progress)
             _set_rate(state.optimisers, rate)
-            gradients_of = partial(recognise.warmup_gradients if warm else gradprom.gradients, main_loss=main_loss)
+            recognition = supervised(campaign, channels)
+            if campaign.learn.streams:
+                recognition = multimix(campaign, labelled_map, channels)
+            gradients_of = partial(_form(campaign, warm=warm), main_loss=main_loss, recognition=recognition)
             moved = batch.to(device, channels_last=machine.channels_last)
+            drawn += moved.size
             found, micro_size = batch_gradients(used, moved, campaign, machine, gradients_of, state.micro_size)
             state = replace(state, micro_size=micro_size)
             check = device.type == "cpu" or step % CHECK_EVERY == 0
             records.append(gradprom.update(networks, state.optimisers, found, campaign, anchor=anchor, check=check))
+            sums = gradprom.added_sums(sums, found.sums)
+            labelled_map = observed.map_after(labelled_map, found.sums, campaign)
             if on_step is not None:
                 on_step(step + 1, steps)
     gradprom.require_finite(torch.stack([record.finite for record in records]).all())
-    samples = float(steps * campaign.training.batch_size)
+    samples = float(drawn)
     spent = {"learning_rate": rate, "samples": samples, "seconds": time.perf_counter() - began}
     if gaps:
         spent["wasserstein"] = float(torch.stack(gaps).mean())
-    return {**_means(records), **spent}, state
+    observed.keep_map(networks, sums, slices, campaign)
+    seen = observed.record(networks, moved, sums, steps, slices, campaign)
+    return {**_means(records, enhances=campaign.enhance.kind != "none"), **spent, **seen}, state
+
+
+def _form(campaign: CampaignConfig, *, warm: bool) -> Callable[..., Gradients]:
+    if campaign.enhance.kind == "none":
+        return recognise.alone_gradients
+    return recognise.warmup_gradients if warm else gradprom.gradients
 
 
 def added_change(networks: Networks, state: TrainingState) -> Arrays:
@@ -220,18 +240,18 @@ def _compiled(networks: Networks, machine: MachineConfig) -> Iterator[Networks]:
         enhancer, recogniser = (
             cast(nn.Module, torch.compile(network)) for network in (networks.enhancer, networks.recogniser)
         )
-        yield Networks(enhancer, recogniser, networks.critic)
+        yield replace(networks, enhancer=enhancer, recogniser=recogniser)
 
 
-def _means(records: list[StepRecord]) -> dict[str, float]:
+def _means(records: list[StepRecord], *, enhances: bool) -> dict[str, float]:
     gates = [record.gate_open.float() for record in records if record.gate_open is not None]
     cosines = [record.cosine for record in records if record.cosine is not None]
     columns: dict[str, list[Tensor]] = {
-        "loss_enhance": [record.enhance_loss for record in records],
+        "loss_enhance": [record.enhance_loss for record in records if enhances],
         "loss_recognise": [record.recognise_loss for record in records],
         "gate_open_rate": gates,
         "mean_cosine": cosines,
         "added_share": [record.added for record in records if record.added is not None],
-        "ascent_rate": [record.ascended for record in records],
+        "ascent_rate": [record.ascended for record in records if enhances],
     }
     return {name: float(torch.stack(values).mean()) for name, values in columns.items() if values}

@@ -32,11 +32,15 @@ class Labelled:
 
     masks: Tensor
     diagnoses: Tensor
+    undiagnosed: int = 1
+    """Images of the stream that pseudo-labels are made for, at least 1."""
 
 
 def labelled(batch: Batch) -> Labelled:
     """0-dim tensors on the batch's device, at least 1."""
-    return Labelled(batch.has_mask_B.sum().clamp(min=1), (batch.diagnosis_B >= 0).sum().clamp(min=1))
+    undiagnosed = 0 if batch.streams is None else batch.streams.undiagnosed
+    masks, diagnoses = batch.has_mask_B.sum(), (batch.diagnosis_B >= 0).sum()
+    return Labelled(masks.clamp(min=1), diagnoses.clamp(min=1), max(1, undiagnosed))
 
 
 def recognition_loss(
@@ -109,13 +113,18 @@ def mask_loss_B(logits_BKHW: Tensor, mask_BHW: Tensor) -> Tensor:
     return soft_dice_loss_B(log_probabilities_BKHW.exp(), mask_BHW) + cross_entropy_B
 
 
-def soft_dice_loss_B(probabilities_BKHW: Tensor, mask_BHW: Tensor) -> Tensor:
-    """1 - (2 |p t| + s) / (|p| + |t| + s), averaged over the foreground classes that each image shows; 0 if none."""
+def soft_dice_loss_B(probabilities_BKHW: Tensor, mask_BHW: Tensor, *, of_absent: bool = False) -> Tensor:
+    """1 - (2 |p t| + s) / (|p| + |t| + s), averaged over the foreground classes that each image shows; 0 if none.
+
+    With `of_absent`, over all foreground classes: what is said of an absent one is then wrong, as far as s lets it.
+    """
     classes, space = probabilities_BKHW.shape[1], tuple(range(2, probabilities_BKHW.ndim))
     truth_BKHW = F.one_hot(mask_BHW, classes).movedim(-1, 1)[:, 1:].to(probabilities_BKHW.dtype)
     found_BKHW = probabilities_BKHW[:, 1:]
     overlap_BK = (found_BKHW * truth_BKHW).sum(space)
     sizes_BK = found_BKHW.sum(space) + truth_BKHW.sum(space)
     loss_BK = 1 - (2 * overlap_BK + DICE_SMOOTHING_PX) / (sizes_BK + DICE_SMOOTHING_PX)
+    if of_absent:
+        return loss_BK.mean(1)
     shown_BK = truth_BKHW.amax(space)
     return (loss_BK * shown_BK).sum(1) / shown_BK.sum(1).clamp(min=1)

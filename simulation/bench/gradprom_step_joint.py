@@ -28,8 +28,9 @@ import torch
 from torch import Tensor, nn
 
 from client.train import gates, gradprom
-from client.train.gradprom import Gradients, Optimisers, Share
+from client.train.gradprom import Gradients, Optimisers
 from client.train.optimiser import Split
+from client.train.terms import Share
 from shared.batch import Batch
 from shared.config import CampaignConfig, ObjectiveConfig
 from shared.enhance.losses import enhancement_loss

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import torch
 
 from client.train import gradprom
-from client.train.gradprom import Gradients, Optimisers, Share
+from client.train.gradprom import Gradients, Optimisers
+from client.train.terms import Share
 from shared.batch import Batch
 from shared.config import CampaignConfig
 from shared.enhance.losses import enhancement_loss

@@ -26,7 +26,7 @@ from server.closing import labels_of
 from shared.config import CampaignConfig, DegradeConfig, MachineConfig, SimulationConfig, to_dict
 from shared.networks import Networks, build_networks
 from shared.weights import load_arrays
-from simulation.comparators import alone, train_local, trained_alone
+from simulation.comparators import alone, trained_alone
 from simulation.compare import elsewhere_config
 from simulation.locks import locked
 from simulation.prepare import prepare
@@ -47,6 +47,8 @@ class Result:
     rounds: tuple[Mapping[str, Any], ...]
     """Training records in order: where the gate opened, the losses."""
     seconds: float
+    pictures: tuple[Mapping[str, str], ...] = ()
+    """See simulation/study/pictures.py."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,7 +75,7 @@ def run_cell(cell: Cell, folder: Path, machine: MachineConfig, say: Say) -> Resu
             kind: judge_of(campaign, data.together, data.recipe, folder / "judges", machine, kind)
             for kind in DOWNSTREAM
         }
-    models, rounds = _models(cell, data, folder, machine, say)
+    models, rounds = trained(cell, data, folder, machine, say)
     rows = _mean_rows([_rows(cell, networks, data.together, judges, machine) for networks in models])
     if cell.setting in ("federated", "local"):
         names = [site.site for site in data.datas] if cell.setting == "local" else ["all"]
@@ -88,6 +90,7 @@ def opened(config: SimulationConfig, folder: Path) -> Cohort:
     """The cell's hospitals as stores, written and ingested once per data set and seed, and their slices."""
     campaign = config.campaign
     data = {**to_dict(campaign.data), "root": None}
+    del data["labels"]  # which labels are used changes no store
     text = json.dumps([data, to_dict(config.hospitals), config.sites, campaign.seed], sort_keys=True)
     recipe = hashlib.sha256(text.encode()).hexdigest()[:12]
     place = folder / "data" / f"{campaign.data.kind}-{recipe}"
@@ -98,9 +101,10 @@ def opened(config: SimulationConfig, folder: Path) -> Cohort:
     return Cohort(datas, merge(datas), stores, recipe)
 
 
-def _models(
+def trained(
     cell: Cell, data: Cohort, folder: Path, machine: MachineConfig, say: Say
 ) -> tuple[list[Networks], list[Mapping[str, Any]]]:
+    """The cell's models (one, or one per site) and the training records of all rounds."""
     campaign = cell.config.campaign
     match cell.setting:
         case "untrained":
@@ -117,7 +121,14 @@ def _models(
             )
             return [networks], list(records)
         case "local":
-            return [train_local(campaign, site, machine, lambda step: None).networks for site in data.datas], []
+            steps = campaign.training.local_steps
+            local = [
+                trained_alone(
+                    alone(campaign), site.train, machine, name=site.site, steps=steps, on_step=lambda step: None
+                )
+                for site in data.datas
+            ]
+            return [networks for networks, _ in local], [record for _, records in local for record in records]
         case "federated":
             place = folder / "federations" / cell.key
             result = run_federation(campaign, data.stores, place, cell.config.transport, machine)

@@ -41,6 +41,7 @@ class Cell:
     config: SimulationConfig
     key: str
     unseen: str = ""
+    kind: str = "enhancement"
 
     @property
     def missing(self) -> str | None:
@@ -101,6 +102,7 @@ def _of_table(table: TableConfig, study: StudyConfig, budget: str) -> Iterator[C
                 seeded,
                 key_of(seeded, table.setting, downstream=table.downstream, unseen=table.unseen),
                 table.unseen,
+                study.kind,
             )
 
 

@@ -30,6 +30,7 @@ from simulation.locks import free, locked
 from simulation.study.cell import conditions, run_cell
 from simulation.study.claims import claims_of
 from simulation.study.grid import Cell, planned, with_roots
+from simulation.study.recognisers import recognition_conditions, run_recogniser_cell
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("client", "server", "shared", "simulation")
@@ -87,7 +88,8 @@ def _one(cell: Cell, place: str, folder: Path, config: SimulationConfig, console
         console.print(f"{place} {cell.tables[0]}: {words} seed={cell.seed}", markup=False, soft_wrap=True)
         try:
             with console.status("") as status:
-                result = run_cell(cell, folder, config.machine, lambda text: status.update(f"  {text}"))
+                run = run_recogniser_cell if cell.kind == "recognition" else run_cell
+                result = run(cell, folder, config.machine, lambda text: status.update(f"  {text}"))
         except (DataError, PeerError) as error:  # training that diverges: a result too, and no reason to stop at
             console.print(f"{place} failed: {error}", markup=False, soft_wrap=True)
             failed = {"failed": str(error), "code": code_digest(), "overrides": cell.overrides, "seed": cell.seed}
@@ -159,7 +161,7 @@ def write_study(folder: Path, config: SimulationConfig, cells: Sequence[Cell]) -
     there = [cell for cell in cells if cell.key in kept]
     # Labels anew: the key vouches for the config, and a cell of earlier code may lack one that a page now sorts by.
     rows = [
-        {**row, **conditions(cell), "table": table}
+        {**row, **labels_anew(cell), "table": table}
         for cell in there
         for table in cell.tables
         for row in kept[cell.key]["rows"]
@@ -187,6 +189,10 @@ def write_study(folder: Path, config: SimulationConfig, cells: Sequence[Cell]) -
     }
     write_atomically(folder / "record.json", (json.dumps(record, allow_nan=False) + "\n").encode())
     return write_report(folder)
+
+
+def labels_anew(cell: Cell) -> dict[str, Any]:
+    return {**conditions(cell), **(recognition_conditions(cell) if cell.kind == "recognition" else {})}
 
 
 def _tables(
@@ -224,4 +230,5 @@ def _sheet(cell: Cell, kept: Mapping[str, Any]) -> dict[str, Any]:
         "overrides": list(cell.overrides),
         "seconds": kept["seconds"],
         "rounds": kept["rounds"],
+        **({"pictures": kept["pictures"]} if kept.get("pictures") else {}),
     }

@@ -10,9 +10,9 @@ import torch
 from client.batches import evaluation_batch
 from client.evaluate import evaluate, predict
 from client.train import gradprom
-from client.train.gradprom import Share
 from client.train.local import batch_gradients, train_round
 from client.train.recognise import warmup_gradients
+from client.train.terms import Share
 from shared.batch import Batch
 from shared.config import CampaignConfig, DegradeConfig, MachineConfig
 from shared.enhance.consistency import consistent, enhanced_image

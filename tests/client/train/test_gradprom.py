@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from client.train import gradprom
-from client.train.gradprom import Anchor, Gradients, Optimisers, Share
+from client.train.gradprom import Anchor, Gradients, Optimisers
 from client.train.recognise import warmup_gradients
+from client.train.terms import Share
 from shared.batch import Batch
 from shared.config import CampaignConfig, ObjectiveConfig
 from shared.enhance.losses import enhancement_loss

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from client.train import gates, gradprom, local
-from client.train.gradprom import Gradients, Optimisers, Share, StepRecord
+from client.train.gradprom import Gradients, Optimisers, StepRecord
 from client.train.local import TrainingState, batch_gradients, learning_rate, train_round
+from client.train.terms import Share
 from shared.config import CampaignConfig, MachineConfig, StrategyConfig
 from shared.errors import ConfigError, DataError
 from shared.networks import Networks, build_networks

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from client.train import gradprom, todnet
-from client.train.gradprom import MainLoss, Optimisers, Share
+from client.train.gradprom import MainLoss, Optimisers
 from client.train.local import train_round
 from client.train.recognise import warmup_gradients
+from client.train.terms import Share
 from shared.batch import Batch
 from shared.blocks import built
 from shared.config import CampaignConfig, EnhancerConfig, MachineConfig

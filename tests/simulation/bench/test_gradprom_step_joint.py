@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from client.train import gradprom
-from client.train.gradprom import Share
+from client.train.terms import Share
 from shared.recognise.losses import labelled
 from simulation.bench import gradprom_step_joint as bench
 from simulation.bench import steps
