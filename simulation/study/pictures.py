@@ -143,7 +143,7 @@ def _attention(found: dict[str, Features]) -> Picture:
 
 def _grey(image_CHW: Tensor, width: int) -> Colours:
     """At a whole multiple of its size, so that every pixel stays one; in colour (H, W, 3)."""
-    shown = np.round(np.clip(pixels(image_CHW), 0, 1) * 255).astype(np.uint8)
+    shown = _few(pixels(image_CHW), 128)
     shown = np.repeat(shown[..., None], 3, axis=2) if shown.ndim == 2 else shown
     return _larger(shown, max(1, width // max(shown.shape[:2])))
 
@@ -173,8 +173,13 @@ def _rgb(colour: str) -> tuple[int, int, int]:
 def _mapped(share_HW: npt.NDArray[np.floating], colours: str) -> Colours:
     from matplotlib import colormaps
 
-    coloured: Colours = np.round(colormaps[colours](np.clip(share_HW, 0, 1))[..., :3] * 255).astype(np.uint8)
-    return coloured
+    return _few(colormaps[colours](np.round(np.clip(share_HW, 0, 1) * 63) / 63)[..., :3], 256)
+
+
+def _few(share: npt.NDArray[Any], colours: int) -> npt.NDArray[np.uint8]:
+    """0 to 1 as bytes, of so many different ones: a picture of few colours is a small file."""
+    levels = np.round(np.clip(share, 0, 1) * (colours - 1)) * (255 / (colours - 1))
+    return np.round(levels).astype(np.uint8)
 
 
 def _beside(panels: Sequence[Colours]) -> Colours:
@@ -189,8 +194,17 @@ def _beside(panels: Sequence[Colours]) -> Colours:
 
 
 def _uri(picture: Colours) -> str:
+    """With a palette where there are few colours: a byte per pixel."""
     from PIL import Image
 
+    packed = np.ascontiguousarray(picture).view(np.uint32)[..., 0]
+    colours, index = np.unique(packed, return_inverse=True)
+    written, options = Image.fromarray(picture), dict[str, Any]()
+    if len(colours) <= 256:
+        palette = colours.view(np.uint8).reshape(-1, 4)
+        written = Image.fromarray(index.reshape(packed.shape).astype(np.uint8), mode="P")
+        written.putpalette(palette[:, :3].tobytes())
+        options["transparency"] = palette[:, 3].tobytes()
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
+    written.save(buffer, format="PNG", optimize=True, **options)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
