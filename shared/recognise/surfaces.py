@@ -72,7 +72,8 @@ def _distances(predicted_HW: Tensor, truth_HW: Tensor, spacing: list[float] | No
 @cache
 def _edge_distances() -> Callable[..., Any]:
     """MONAI's, imported when it is first needed: that takes two seconds."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of an argument of its own that it deprecates
-        from monai.metrics.utils import get_edge_surface_distance
+    from monai.metrics.utils import get_edge_surface_distance
+
+    # MONAI warns in each call of an argument that it passes to itself.
+    warnings.filterwarnings("ignore", "monai.metrics.utils get_mask_edges", FutureWarning)
     return get_edge_surface_distance  # type: ignore[no-any-return]

@@ -8,13 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from client.batches import evaluation_batches
+from client.dataset import Slices
 from client.evaluate import evaluate, predict, summarise
-from shared.config import CampaignConfig, MachineConfig
+from shared.config import CampaignConfig, IngestConfig, LearnConfig, MachineConfig
 from shared.images.quality import psnr_db_B
 from shared.networks import Networks, build_networks
 from shared.recognise.networks import Recognition
 from shared.weights import to_arrays
 from tests.client.slices import disc_slices
+
+pytestmark = pytest.mark.filterwarnings("ignore:monai.metrics.utils get_mask_edges:FutureWarning")
 
 
 class Oracle(nn.Module):
@@ -106,3 +109,139 @@ def test_pictures_are_those_that_were_judged(campaign: CampaignConfig, machine: 
     assert torch.equal(pictures.found_NHW["clean"], pictures.mask_NHW)
     assert pictures.enhanced_NCHW.shape == (2, 1, 32, 32)
     assert 0 <= float(pictures.enhanced_NCHW.min()) <= float(pictures.enhanced_NCHW.max()) <= 1
+
+
+class Counted(nn.Module):
+    """An Oracle that keeps what it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.oracle = Oracle()
+        self.seen: list[Tensor] = []
+
+    def forward(self, image: Tensor) -> Recognition:
+        self.seen.append(image)
+        found: Recognition = self.oracle(image)
+        return found
+
+
+def alone(campaign: CampaignConfig, *, degraded: bool) -> CampaignConfig:
+    """A campaign of a recogniser without an enhancer."""
+    return replace(
+        campaign,
+        enhance=replace(campaign.enhance, kind="none"),
+        degrade=campaign.degrade if degraded else replace(campaign.degrade, kind="none"),
+        objective=replace(campaign.objective, kind="plain"),
+    )
+
+
+def test_without_enhancer_and_degradation_there_is_one_image(campaign: CampaignConfig, machine: MachineConfig) -> None:
+    recogniser = Counted()
+    slices = disc_slices(5)
+    scores = evaluate(Networks(nn.Identity(), recogniser), slices, alone(campaign, degraded=False), machine)
+    (seen,) = recogniser.seen
+    assert torch.equal(seen, slices.clean_NCHW)
+    assert {key.split(".")[0] for key in scores.values} == {"enhanced"}
+    assert not [key for key in scores.values if "psnr" in key or "rmse" in key or key == "enhanced.ssim"]
+    assert scores.values["enhanced.dice"].tolist() == [1.0] * 5
+    assert list(scores.patients) == ["enhanced"]
+
+
+def test_without_enhancer_the_degraded_image_is_recognised_once(
+    campaign: CampaignConfig, machine: MachineConfig
+) -> None:
+    recogniser, slices = Counted(), disc_slices(5)
+    apart = alone(campaign, degraded=True)
+    values = evaluate(Networks(nn.Identity(), recogniser), slices, apart, machine).values
+    with_enhancer = evaluate(perfect(campaign), slices, campaign, machine).values
+    assert len(recogniser.seen) == 2
+    assert {key for key in values if key.startswith("degraded")} == {
+        f"degraded.{name}{region}" for name in ("psnr_db", "ssim", "rmse") for region in ("", "_region")
+    }
+    np.testing.assert_array_equal(values["degraded.psnr_db"], with_enhancer["degraded.psnr_db"])
+    for metric in ("dice", "jaccard", "accuracy", "auc", "f1"):  # clamped, and so is what the oracle sees
+        np.testing.assert_allclose(values[f"enhanced.{metric}"], with_enhancer[f"degraded.{metric}"])
+        np.testing.assert_array_equal(values[f"clean.{metric}"], with_enhancer[f"clean.{metric}"])
+
+
+@pytest.mark.parametrize("degraded", [True, False])
+def test_pictures_of_a_recogniser_alone_have_every_state(
+    campaign: CampaignConfig, machine: MachineConfig, degraded: bool
+) -> None:
+    apart = alone(campaign, degraded=degraded)
+    pictures = predict(Networks(nn.Identity(), Oracle()), disc_slices(3), [2, 0], apart, machine)
+    assert set(pictures.found_NHW) == {"clean", "degraded", "enhanced"}
+    assert torch.equal(pictures.found_NHW["degraded"], pictures.found_NHW["enhanced"])
+    assert torch.equal(pictures.found_NHW["clean"], pictures.mask_NHW)
+
+
+@pytest.mark.parametrize("head", ["masks", "diagnoses"])
+def test_a_recogniser_with_one_head_is_judged_by_it(
+    campaign: CampaignConfig, machine: MachineConfig, head: str
+) -> None:
+    learn = LearnConfig(segment=head == "masks", diagnose=head == "diagnoses")
+    one = replace(alone(campaign, degraded=True), learn=learn)
+    networks, slices = build_networks(one), disc_slices(4)
+    scores = evaluate(networks, slices, one, machine, surfaces=True)
+    metrics = {key.split(".", 1)[1] for key in scores.values if key.startswith("enhanced.")}
+    of_masks, of_diagnoses = {"dice", "jaccard", "mask_ssim", "missed"}, {"accuracy", "f1", "auc"}
+    assert (of_masks if head == "masks" else of_diagnoses) <= metrics
+    assert not (of_diagnoses if head == "masks" else of_masks) & metrics
+    assert bool(predict(networks, slices, [0], one, machine).found_NHW) is (head == "masks")
+    assert all(moments.count for key, moments in summarise(scores).items() if key == "enhanced.accuracy")
+
+
+def test_the_mean_over_classes_is_that_of_the_classes_that_are_there(
+    campaign: CampaignConfig, machine: MachineConfig
+) -> None:
+    slices = disc_slices(8)
+    values = evaluate(perfect(campaign), slices, campaign, machine, surfaces=True).values
+    for metric in ("dice", "jaccard", "precision", "recall", "mask_ssim"):
+        np.testing.assert_allclose(values[f"clean.{metric}"], 1, rtol=1e-6)
+    assert values["clean.hd_px"].tolist() == values["clean.missed"].tolist() == [0.0] * 8
+    np.testing.assert_array_less(values["degraded.jaccard"], values["degraded.dice"])
+    by_class = np.stack([values["degraded.dice.organ"], values["degraded.dice.lesion"]])
+    np.testing.assert_allclose(values["degraded.dice"], np.nanmean(by_class, axis=0), rtol=1e-6)
+
+
+def test_distances_are_measured_on_demand_in_the_unit_that_is_known(
+    campaign: CampaignConfig, machine: MachineConfig
+) -> None:
+    def distances(slices: Slices, ingest: IngestConfig) -> dict[str, list[float]]:
+        there = replace(campaign, data=replace(campaign.data, ingest=ingest))
+        values = evaluate(perfect(there), slices, there, machine, surfaces=True).values
+        wanted = ("enhanced.hd_", "enhanced.ahd_", "enhanced.hd95_")
+        return {
+            key.removeprefix("enhanced."): found.tolist() for key, found in values.items() if key.startswith(wanted)
+        }
+
+    slices, as_it_is = disc_slices(4), campaign.data.ingest
+    assert not [key for key in evaluate(perfect(campaign), slices, campaign, machine).values if "hd" in key]
+    pixels = distances(slices, as_it_is)
+    assert set(pixels) == {"hd_px", "ahd_px", "hd95_px"}
+    assert max(pixels["ahd_px"]) > 0
+    agreed = distances(slices, replace(as_it_is, spacing_mm=(3.0, 0.5, 0.5)))
+    assert agreed == {key.replace("px", "mm"): pytest.approx([v / 2 for v in px]) for key, px in pixels.items()}
+    of_store = distances(replace(slices, spacing_N2=torch.full((4, 2), 2.0)), as_it_is)
+    assert of_store["hd_mm"] == pytest.approx([2 * value for value in pixels["hd_px"]])
+    some = torch.tensor([[2.0, 2.0], [0.0, 0.0], [2.0, 2.0], [2.0, 2.0]])
+    mixed = distances(replace(slices, spacing_N2=some), as_it_is)
+    assert np.isnan(mixed["hd_mm"]).tolist() == [False, True, False, False]
+    assert mixed["hd_px"][1] == pixels["hd_px"][1]
+
+
+def test_images_without_a_mask_have_no_distance(campaign: CampaignConfig, machine: MachineConfig) -> None:
+    slices = replace(disc_slices(4), has_mask_N=torch.tensor([True, False, True, False]))
+    values = evaluate(perfect(campaign), slices, campaign, machine, surfaces=True).values
+    for metric in ("hd_px", "missed", "mask_ssim", "precision", "dice"):
+        assert np.isnan(values[f"degraded.{metric}"]).tolist() == [False, True, False, True]
+
+
+def test_a_saliency_bridge_is_judged_like_any_recogniser(campaign: CampaignConfig, machine: MachineConfig) -> None:
+    bridge = replace(alone(campaign, degraded=False), learn=LearnConfig(kind="multimix", saliency=True))
+    networks, slices = build_networks(bridge), disc_slices(4)
+    assert networks.recogniser.saliency == "normalised"
+    scores = evaluate(networks, slices, bridge, machine, surfaces=True)
+    assert np.isfinite(scores.values["enhanced.dice"]).all()
+    assert len(scores.values["enhanced.accuracy"]) == 4
+    assert all(parameter.grad is None for parameter in networks.recogniser.parameters())
