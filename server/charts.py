@@ -2,12 +2,19 @@
 
 What is drawn from which file of the run folder stands in server/findings.py. The keys of a pictures npz:
 
-    example/<site>/<median|worst>/<clean|degraded|enhanced>          (H, W) or (H, W, 3) float32, 0 to 1
-    example/<site>/<median|worst>/<truth|degraded_mask|enhanced_mask>   (H, W) uint8, campaign codes, if there are masks
-    example/<site>/<median|worst>/<psnr_db|dice>_<degraded|enhanced> scalar
+    example/<site>/<median|worst>/<state>                            (H, W) or (H, W, 3) float32, 0 to 1
+    example/<site>/<median|worst>/<truth|<state>_mask>               (H, W) uint8, campaign codes, if there are masks
+    example/<site>/<median|worst>/<psnr_db|dice|hd95_mm|hd95_px>_<state>   scalar
+    example/<site>/<median|worst>/diagnosis                          code of the true one, if it is known
+    example/<site>/<median|worst>/<said|probability|true_probability>_<state>   what is read, what it and the true one
+                                                                     are given, if there are diagnoses
+    example/<site>/<median|worst>/by                                 what the rule that chose it goes by, in words
     scores/<setting>/<site>/<test_site>/<metric>                     (images,) float32
     histogram/edges, histogram/<site>                                bin edges and densities
     explain/...                                                      see server/explanations.py
+    behind/..., features/...                                         see server/looks.py
+
+A state is degraded, enhanced or clean; a recogniser alone has degraded and clean, or only clean.
 """
 
 from __future__ import annotations
@@ -62,7 +69,15 @@ class Strip:
     site: str
     which: str
     panels: tuple[Panel, ...]
-    largest_error: float
+    largest_error: float | None
+    """End of the error maps' scale; None for a campaign without an enhancer, which has no such maps."""
+    by: str
+    """What the image was chosen by."""
+
+    @property
+    def predicted(self) -> bool:
+        """Something that was predicted is drawn."""
+        return any(not is_truth for panel in self.panels for _, _, is_truth in panel.contours)
 
 
 def load_pictures(path: Path) -> Pictures:
@@ -150,30 +165,56 @@ def histogram(pictures: Pictures, sites: Sequence[str]) -> Chart | None:
     return Chart(label, figures.histogram_chart(pictures["histogram/edges"], densities, label=label))
 
 
-def strips(pictures: Pictures, sites: Sequence[str], masks: Sequence[str]) -> list[Strip]:
-    """Clean, degraded, enhanced and the two error maps of each site's examples; both errors on one scale."""
+def strips(
+    pictures: Pictures, sites: Sequence[str], masks: Sequence[str], diagnoses: Sequence[str] = ()
+) -> list[Strip]:
+    """Each site's examples: clean, degraded, enhanced and the two error maps, both errors on one scale; of a
+    recogniser alone the image, the truth and what was recognised."""
     found = []
     for site in sites:
         for which in ("median", "worst"):
             prefix = f"example/{site}/{which}/"
             example = {key.removeprefix(prefix): value for key, value in pictures.items() if key.startswith(prefix)}
-            if {"clean", "degraded", "enhanced"} <= example.keys():
-                found.append(_strip(site, which, example, len(masks)))
+            if "clean" in example:
+                found.append(_strip(site, which, example, len(masks), diagnoses))
     return found
 
 
-def _strip(site: str, which: str, example: Pictures, num_masks: int) -> Strip:
-    clean, size = example["clean"], (example["clean"].shape[1], example["clean"].shape[0])
-    errors = {state: _error(example[state], clean) for state in ("degraded", "enhanced")}
-    largest = float(np.quantile(errors["degraded"], 0.995))
+def _strip(site: str, which: str, example: Pictures, num_masks: int, diagnoses: Sequence[str]) -> Strip:
+    by = str(example.get("by", "gain in PSNR"))
+    if "degraded" not in example:
+        return Strip(site, which, _alone(example, num_masks, diagnoses), None, by)
+    clean, size = example["clean"], _size(example["clean"])
     truth = _contours(example.get("truth"), num_masks, is_truth=True)
-    panels = [Panel("clean", figures.image_uri(clean), size, truth)]
-    for state in ("degraded", "enhanced"):
+    panels = [Panel("clean", figures.image_uri(clean), size, truth, _truth_words(example, diagnoses))]
+    states = [state for state in ("degraded", "enhanced") if state in example]
+    for state in states:
         drawn = (*truth, *_contours(example.get(f"{state}_mask"), num_masks, is_truth=False))
-        panels.append(Panel(state, figures.image_uri(example[state]), size, drawn, _figures(example, state)))
+        words = _figures(example, state, diagnoses)
+        panels.append(Panel(state, figures.image_uri(example[state]), size, drawn, words))
+    if "enhanced" not in states:
+        return Strip(site, which, tuple(panels), None, by)
+    errors = {state: _error(example[state], clean) for state in states}
+    largest = float(np.quantile(errors["degraded"], 0.995))
     for state, title in (("degraded", "error before"), ("enhanced", "error after")):
         panels.append(Panel(title, figures.error_uri(errors[state], largest), size))
-    return Strip(site, which, tuple(panels), largest)
+    return Strip(site, which, tuple(panels), largest, by)
+
+
+def _alone(example: Pictures, num_masks: int, diagnoses: Sequence[str]) -> tuple[Panel, ...]:
+    """The one image that there is, bare, with the truth, and with both."""
+    uri, size = figures.image_uri(example["clean"]), _size(example["clean"])
+    truth = _contours(example.get("truth"), num_masks, is_truth=True)
+    found = _contours(example.get("clean_mask"), num_masks, is_truth=False)
+    return (
+        Panel("image", uri, size),
+        Panel("truth", uri, size, truth, _truth_words(example, diagnoses)),
+        Panel("recognised", uri, size, (*truth, *found), _figures(example, "clean", diagnoses)),
+    )
+
+
+def _size(image: npt.NDArray[Any]) -> tuple[int, int]:
+    return image.shape[1], image.shape[0]
 
 
 def _error(image: npt.NDArray[Any], clean: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -189,11 +230,30 @@ def _contours(mask: npt.NDArray[Any] | None, num_masks: int, *, is_truth: bool) 
     return tuple((figures.contour_path(mask == code), colours[code], is_truth) for code in codes)
 
 
-def _figures(example: Pictures, state: str) -> tuple[str, ...]:
+def _figures(example: Pictures, state: str, diagnoses: Sequence[str]) -> tuple[str, ...]:
     words = []
-    for metric in ("psnr_db", "dice"):
+    for metric in ("psnr_db", "dice", "hd95_mm", "hd95_px"):
         value = example.get(f"{metric}_{state}")
-        if value is not None and np.isfinite(value):
+        if value is not None and metric in METRICS and np.isfinite(value):
             shown = METRICS[metric]
             words.append(f"{shown.heading} {float(value):.{shown.decimals}f} {shown.unit}".rstrip())
+    said = _named(example.get(f"said_{state}"), diagnoses)
+    if said:
+        words.append(f"read as {said}, {_probability(example, f'probability_{state}')}")
+    truth = _named(example.get("diagnosis"), diagnoses)
+    if said and truth and truth != said:
+        words.append(f"{truth} given {_probability(example, f'true_probability_{state}')}")
     return tuple(words)
+
+
+def _truth_words(example: Pictures, diagnoses: Sequence[str]) -> tuple[str, ...]:
+    truth = _named(example.get("diagnosis"), diagnoses)
+    return (f"in truth {truth}",) if truth else ()
+
+
+def _named(code: npt.NDArray[Any] | None, names: Sequence[str]) -> str:
+    return names[int(code)] if code is not None and 0 <= int(code) < len(names) else ""
+
+
+def _probability(example: Pictures, key: str) -> str:
+    return f"{float(example.get(key, np.float32(np.nan))):.2f}"

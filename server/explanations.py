@@ -8,7 +8,8 @@ The keys in a pictures npz, for the images that stand there as example/<site>/<m
     explain/<site>/<which>/area                                        share of the image that the foreground covers
     explain/<site>/<which>/asked, known                                the diagnosis explained, and whether it is true
 
-An older run has none of them, and then the section is not there. Without an outline there is no share inside it.
+A state is degraded, enhanced or clean: those that the example has, and a recogniser alone may have one image only. An
+older run has no explanations, and then the section is not there. Without an outline there is no share inside it.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class Cell:
     id: str = ""
     under: str = ""
     words: str = ""
+    outlined: bool = True
+    """The true foreground's outline lies over it, where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Explained:
+    states: tuple[str, ...]
     tasks: tuple[str, ...]
     looks: tuple[Look, ...]
     shares: tuple[Share, ...]
@@ -101,7 +105,13 @@ def explained(pictures: Pictures, sites: Sequence[str], diagnoses: Sequence[str]
         for number, ((site, which), found) in enumerate(slices.items())
     )
     tasks = tuple(task for task in TASKS if any(task in _tasks(found) for found in slices.values()))
-    return Explained(tasks, looks, tuple(_shares(list(slices.values()))), _bars(largest))
+    states = tuple(state for state in STATES if any(state in found for found in slices.values()))
+    return Explained(states, tasks, looks, tuple(_shares(list(slices.values()), states)), _bars(states, largest))
+
+
+def row_name(state: str, states: Sequence[str]) -> str:
+    """What a state is called; where there is no other, it is the image."""
+    return state if len(states) > 1 else "image"
 
 
 def _of_slice(pictures: Pictures, site: str, which: str) -> Pictures | None:
@@ -109,11 +119,16 @@ def _of_slice(pictures: Pictures, site: str, which: str) -> Pictures | None:
     explain, example = f"explain/{site}/{which}/", f"example/{site}/{which}/"
     found = {key.removeprefix(explain): value for key, value in pictures.items() if key.startswith(explain)}
     images = {key.removeprefix(example): value for key, value in pictures.items() if key.startswith(example)}
-    return {**images, **found} if found and set(STATES) <= images.keys() else None
+    return {**images, **found} if found and "clean" in images else None
+
+
+def _states(found: Pictures) -> list[str]:
+    return [state for state in STATES if state in found]
 
 
 def _tasks(found: Pictures) -> list[str]:
-    return [task for task in TASKS if all(f"{task}/{kind}/{state}" in found for kind in KINDS for state in STATES)]
+    keys = [(kind, state) for kind in KINDS for state in _states(found)]
+    return [task for task in TASKS if all(f"{task}/{kind}/{state}" in found for kind, state in keys)]
 
 
 def _largest_error(found: Pictures) -> float:
@@ -122,23 +137,31 @@ def _largest_error(found: Pictures) -> float:
 
 
 def _look(found: Pictures, site: str, which: str, *, largest: float, diagnoses: Sequence[str], prefix: str) -> Look:
-    tasks = _tasks(found)
+    tasks, states = _tasks(found), _states(found)
     one = len(tasks) == 1
     columns = ["image", *(KINDS[kind] if one else f"{KINDS[kind]}, {TASKS[task]}" for task in tasks for kind in KINDS)]
     truth = found.get("truth")
     outline = "" if truth is None else figures.contour_path(truth > 0)
     rows = []
-    for state in STATES:
+    for state in states:
         under = f"{prefix}-{state}"
         cells: list[Cell | None] = [Cell("image", figures.image_uri(found[state]), id=under)]
         cells += [_map_cell(found, task, kind, state, under) for task in tasks for kind in KINDS]
-        error = found.get(f"error/{state}")
-        share = None if error is None else error.astype(np.float32) / max(largest, 1e-9)
-        cells.append(None if share is None else Cell("error", figures.map_uri(share, MAP_COLOURS["error"])))
-        rows.append((state, tuple(cells)))
+        if len(states) > 1:
+            cells.append(_error_cell(found, state, largest))
+        rows.append((row_name(state, states), tuple(cells)))
     height, width = found["clean"].shape[:2]
     question = _question(found, diagnoses)
-    return Look(site, which, question, prefix, (width, height), outline, (*columns, "error"), tuple(rows))
+    ends = ("error",) if len(states) > 1 else ()
+    return Look(site, which, question, prefix, (width, height), outline, (*columns, *ends), tuple(rows))
+
+
+def _error_cell(found: Pictures, state: str, largest: float) -> Cell | None:
+    error = found.get(f"error/{state}")
+    if error is None:
+        return None
+    share = error.astype(np.float32) / max(largest, 1e-9)
+    return Cell("error", figures.map_uri(share, MAP_COLOURS["error"]), outlined=False)
 
 
 def _map_cell(found: Pictures, task: str, kind: str, state: str, under: str) -> Cell:
@@ -160,25 +183,24 @@ def _question(found: Pictures, diagnoses: Sequence[str]) -> str:
     if "asked" not in found or not 0 <= int(found["asked"]) < len(diagnoses):
         return ""
     known = bool(found.get("known", False))
-    return (
-        f"diagnosis “{diagnoses[int(found['asked'])]}”, {'the true one' if known else 'as read from the clean image'}"
-    )
+    clean = "clean image" if len(_states(found)) > 1 else "image"
+    return f"diagnosis “{diagnoses[int(found['asked'])]}”, {'the true one' if known else f'as read from the {clean}'}"
 
 
-def _shares(slices: Sequence[Pictures]) -> list[Share]:
+def _shares(slices: Sequence[Pictures], states: Sequence[str]) -> list[Share]:
     shares = []
     for task in TASKS:
         for kind in KINDS:
-            keys = [f"{task}/{kind}_inside/{state}" for state in STATES]
+            keys = [f"{task}/{kind}_inside/{state}" for state in states]
             judged = [found for found in slices if {*keys, "area"} <= found.keys()]
             if judged:
                 means = [float(np.mean([float(found[key]) for found in judged])) for key in (*keys, "area")]
-                by_state = dict(zip(STATES, means, strict=False))
+                by_state = dict(zip(states, means, strict=False))
                 shares.append(Share(TASKS[task], KINDS[kind], len(judged), means[-1], by_state))
     return shares
 
 
-def _bars(largest: float) -> tuple[Bar, ...]:
+def _bars(states: Sequence[str], largest: float) -> tuple[Bar, ...]:
     ends = {
         "saliency": ("0", "the slice's top half percent"),
         "activation": ("0", "the slice's largest"),
@@ -186,5 +208,7 @@ def _bars(largest: float) -> tuple[Bar, ...]:
     }
     names = {**KINDS, "error": "error"}
     return tuple(
-        Bar(names[kind], figures.gradient_css(MAP_COLOURS[kind]), low, high) for kind, (low, high) in ends.items()
+        Bar(names[kind], figures.gradient_css(MAP_COLOURS[kind]), low, high)
+        for kind, (low, high) in ends.items()
+        if kind != "error" or len(states) > 1
     )

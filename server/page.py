@@ -16,6 +16,7 @@ from server.explanations import explained
 from server.findings import Findings
 from server.gate import gate_charts, promotion_charts
 from server.labels import label_section
+from server.looks import diagnoses_shown, features_shown
 from server.recognition.page import context as recognition_page
 from server.study.page import context as study_page
 from server.study.verdicts import certain
@@ -198,8 +199,10 @@ def _parts(findings: Findings, sites: Sequence[str]) -> list[dict[str, Any]]:
             {
                 "method": method,
                 "seed": run.seed,
-                "strips": charts.strips(pictures, sites, _masks(findings)) if pictures else [],
+                "strips": charts.strips(pictures, sites, _masks(findings), diagnoses) if pictures else [],
                 "explained": explained(pictures, sites, diagnoses, page_id=f"look{number}") if pictures else None,
+                "behind": diagnoses_shown(pictures, diagnoses) if pictures else None,
+                "features": features_shown(pictures) if pictures else None,
                 "gate": gate_charts(run, sites),
                 "promotion": promotion_charts(run),
                 "labels": label_section(run, sites, diagnoses),

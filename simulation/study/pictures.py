@@ -179,7 +179,8 @@ def _mapped(share_HW: npt.NDArray[np.floating], colours: str) -> Colours:
 def _few(share: npt.NDArray[Any], colours: int) -> npt.NDArray[np.uint8]:
     """0 to 1 as bytes, of so many different ones: a picture of few colours is a small file."""
     levels = np.round(np.clip(share, 0, 1) * (colours - 1)) * (255 / (colours - 1))
-    return np.round(levels).astype(np.uint8)
+    few: npt.NDArray[np.uint8] = np.round(levels).astype(np.uint8)
+    return few
 
 
 def _beside(panels: Sequence[Colours]) -> Colours:
