@@ -63,10 +63,12 @@ def test_states_of_the_image_become_settings(tmp_path: Path) -> None:
 
 
 def test_what_sums_cannot_pool_stays_per_site(tmp_path: Path) -> None:
-    metrics = {"enhanced.auc": moments(np.array([0.9])), "enhanced.accuracy": moments(np.array([1.0, 0.0]))}
+    of_site = {"enhanced.auc": 0.9, "enhanced.f1": 0.8, "enhanced.f1.ill": 0.7}
+    metrics = {key: moments(np.array([value])) for key, value in of_site.items()}
+    metrics |= {"enhanced.accuracy": moments(np.array([1.0, 0.0]))}
     rows = {row["test_site"]: row for row in closing_record(write(tmp_path, [{"a": metrics, "b": metrics}]))["rows"]}
-    assert rows["a"]["auc"] == 0.9
-    assert "auc" not in rows["all"]
+    assert (rows["a"]["auc"], rows["a"]["f1"], rows["a"]["f1.ill"]) == (0.9, 0.8, 0.7)
+    assert not {"auc", "f1", "f1.ill"} & rows["all"].keys()
     assert rows["all"]["accuracy"] == 0.5
 
 

@@ -47,6 +47,27 @@ def test_data_without_masks_is_shown_without_dice(simulated_run: Path) -> None:
     assert {matrix.metric for matrix in shown_page["matrices"]} == {"psnr_db", "accuracy"}
 
 
+def test_a_recogniser_alone_is_told_without_enhancer_and_degraded_images(simulated_run: Path) -> None:
+    record = json.loads((simulated_run / "record.json").read_text())
+    record["rows"] = [row for row in record["rows"] if row["setting"] not in ("degraded", "clean")]
+    for row in record["rows"]:
+        for key in ("psnr_db", "ssim", "rmse"):
+            row.pop(key, None)
+        row |= {"f1": 0.8, "jaccard": 0.7, "hd95_mm": 3.0, "missed": 0.1}
+    record["config"]["campaign"]["enhance"] = {"kind": "none"}
+    (simulated_run / "record.json").write_text(json.dumps(record))
+    findings = read_findings(simulated_run)
+    words = lead(findings, sites_of(findings))
+    assert words.startswith("Three sites trained a recogniser together in eight rounds")
+    assert "On 150 test images of patients that no training had seen the recogniser reaches Dice 0.835 and " in words
+    shown_page = page(findings)
+    assert shown_page["quality"] == ["dice", "jaccard", "hd95_mm", "missed", "accuracy", "f1"]
+    assert [(tile["name"], tile["gain"], tile["worse"]) for tile in shown_page["tiles"]] == [
+        ("Dice", "", False), ("accuracy", "", False), ("F1", "", False)
+    ]  # fmt: skip
+    assert not [limit for limit in shown_page["limits"] if "PSNR" in limit or "enhancer" in limit]
+
+
 def test_deployed_page_names_no_comparator(deployed_run: Path) -> None:
     shown_page = page(read_findings(deployed_run))
     assert {setting for (_, setting), _ in shown_page["summary"]} == {"clean", "degraded", "federated"}

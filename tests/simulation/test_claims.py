@@ -39,6 +39,12 @@ def test_values_are_differences_over_all_tests_held_against_the_configured_targe
     assert all("reason" not in claim for claim in claims)
 
 
+def test_without_an_enhancer_nothing_is_promised_of_images() -> None:
+    claims = claims_of(rows_of(), CONFIG, masks=True, enhancer=False)
+    assert [claim["value"] for claim in claims] == pytest.approx([0.02, -0.01])
+    assert not [claim for claim in claims if "unit" in claim]
+
+
 def test_claim_that_does_not_hold_stays_and_says_where() -> None:
     claims = claims_of(rows_of(federated=(23.0, 0.80)), CONFIG, masks=True)
     assert [claim["holds"] for claim in claims] == [False, False, True, False, True]

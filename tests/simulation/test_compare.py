@@ -18,6 +18,7 @@ from shared.config import (
     CrossConfig,
     HospitalConfig,
     HospitalsConfig,
+    LearnConfig,
     MachineConfig,
     ScannerConfig,
     SimulationConfig,
@@ -121,8 +122,10 @@ def test_federation_and_comparison_tell_the_same_and_make_a_report(
     assert len(report["claims"]) == 5
     assert {row["setting"] for row in report["rows"]} == {"clean", "degraded", "local", "pooled", "federated"}
     assert report["versions"].keys() >= {"wardround", "torch", "flwr", "python"}
-    # two sites, two images each: a strip of five, and per state the image and two maps of each of two tasks, two errors
-    assert page.count("data:image/png") == 2 * 2 * 5 + 2 * 2 * (3 * 5 + 2)
+    # two sites, two images each: a strip of five, and per state the image and two maps of each of two tasks, two errors;
+    # then the image and its saliency behind each diagnosis that is read anywhere
+    behind = page.count("data:image/png") - (2 * 2 * 5 + 2 * 2 * (3 * 5 + 2))
+    assert behind in (2, 4)
     assert "noise 0.02" in page
 
 
@@ -176,7 +179,7 @@ def test_first_error_ends_every_lane_and_is_the_one_that_is_raised() -> None:
     assert len(steps) == count
 
 
-def test_auc_over_all_sites_is_measured_over_their_patients_together(
+def test_auc_and_f1_over_all_sites_are_measured_over_their_patients_together(
     campaign: CampaignConfig, machine: MachineConfig, stores: dict[str, Path], tmp_path: Path, quiet: list[ModelStep]
 ) -> None:
     from client.dataset import merge, open_site
@@ -191,7 +194,8 @@ def test_auc_over_all_sites_is_measured_over_their_patients_together(
     )
     together = merge([open_site(store, site, campaign) for site, store in stores.items()])
     expected = evaluate(build_networks(campaign), together.test, campaign, machine).values
-    assert row["auc"] == pytest.approx(float(expected["enhanced.auc"][0]))
+    for metric in ("auc", "f1", "f1.none", "f1.lesion"):
+        assert row[metric] == pytest.approx(float(expected[f"enhanced.{metric}"][0]))
     assert row["accuracy"] == pytest.approx(float(expected["enhanced.accuracy"].mean()))
 
 
@@ -255,6 +259,52 @@ def test_data_without_masks_has_no_mask_metric(
     assert "Where the recogniser looks" in page
     assert "summed logits" not in page
     assert "Dice" not in page.split("To do it again")[0].split("Limits")[0]
+
+
+def without_enhancer(campaign: CampaignConfig, *, degraded: bool, **learn: bool) -> CampaignConfig:
+    return replace(
+        campaign,
+        enhance=replace(campaign.enhance, kind="none"),
+        degrade=campaign.degrade if degraded else replace(campaign.degrade, kind="none"),
+        objective=replace(campaign.objective, kind="plain"),
+        learn=LearnConfig(**learn),
+    )
+
+
+@pytest.mark.parametrize("learn", [{}, {"segment": False}, {"diagnose": False}])
+@pytest.mark.parametrize("degraded", [True, False])
+def test_a_recogniser_alone_has_rows_and_a_report_without_image_quality(
+    campaign: CampaignConfig, machine: MachineConfig, stores: dict[str, Path], tmp_path: Path, quiet: list[ModelStep],
+    learn: dict[str, bool], degraded: bool,
+) -> None:  # fmt: skip
+    alone = without_enhancer(campaign, degraded=degraded, **learn)
+    config = simulation(alone, machine, tmp_path, local=False, pooled=False)
+    comparison = compare(config, 0, stores, untrained(alone), machine=machine, on_event=quiet.append)
+    settings = {row["setting"] for row in comparison.rows}
+    assert settings == ({"clean", "degraded", "federated"} if degraded else {"federated"})
+    row = find(comparison, "federated", "all", "all")
+    assert not {"psnr_db", "ssim", "rmse"} & row.keys()
+    assert ("dice" in row) is learn.get("segment", True)
+    assert ("accuracy" in row) is learn.get("diagnose", True)
+    if degraded:
+        of_degraded = find(comparison, "degraded", "all", "all")
+        assert "psnr_db" in of_degraded
+        assert not {"dice", "accuracy"} & of_degraded.keys()
+    write_record(tmp_path / "run", config, [comparison], wall_s=1.0)
+    page = write_report(tmp_path / "run").read_text()
+    assert "trained a recogniser together" in page
+    assert "An enhancer can remove" not in page
+
+
+def test_promises_without_an_enhancer_are_of_recognition_alone(
+    campaign: CampaignConfig, machine: MachineConfig, stores: dict[str, Path], tmp_path: Path, quiet: list[ModelStep]
+) -> None:
+    alone = without_enhancer(campaign, degraded=True)
+    config = simulation(alone, machine, tmp_path)
+    comparison = compare(config, 0, stores, untrained(alone), machine=machine, on_event=quiet.append)
+    path = write_record(tmp_path / "run", config, [comparison], wall_s=1.0)
+    claims = json.loads(path.read_text())["claims"]
+    assert [claim["claim"].split()[1] for claim in claims] == ["Dice", "Dice"]
 
 
 def test_every_enhancer_is_judged_on_the_other_data_set_too(

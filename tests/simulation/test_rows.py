@@ -66,6 +66,17 @@ def test_auc_over_all_is_measured_over_all_patients_and_never_averaged() -> None
     assert "auc" not in find(rows, "clean", "all", "all")
 
 
+def test_f1_is_over_all_patients_too() -> None:
+    values = [{"enhanced.f1.ill": np.array([f1]), "enhanced.dice": np.array([f1])} for f1 in (0.2, 0.6)]
+    assert metrics_of(values[:1], "enhanced") == {"f1.ill": 0.2, "dice": 0.2}
+    assert metrics_of(values, "enhanced") == {"dice": pytest.approx(0.4)}
+
+
+def test_states_that_were_not_judged_have_no_rows() -> None:
+    alone = Judged("federated", "all", {"a": {"enhanced.dice": np.array([0.5])}}, {}, {"a": 1})
+    assert {row["setting"] for row in rows_of([alone], LABELS, {})} == {"federated"}
+
+
 def test_undefined_values_are_left_out_of_means_and_rows() -> None:
     assert metrics_of([{"enhanced.dice": np.array([np.nan, 0.6, 0.8])}], "enhanced") == {"dice": pytest.approx(0.7)}
     assert metrics_of([{"enhanced.dice": np.array([np.nan])}], "enhanced") == {}
