@@ -124,13 +124,13 @@ def round_chart(rounds: Sequence[int], lines: Sequence[Line], axis: Axis, *, lab
 
 
 def _set_y(axes: Axes, axis: Axis) -> None:
-    """A twentieth beyond a fixed end, so that a marker on it is whole."""
+    """A twentieth beyond a fixed end, so that a marker on it is whole; then beyond the other, too."""
     low, high = axes.get_ylim()
     low = low if axis.low is None else axis.low
     high = high if axis.high is None else axis.high
     high = max(high, low + 0.01)
     room = (high - low) / 20
-    axes.set_ylim(low - room * (axis.low is not None), high + room * (axis.high is not None))
+    axes.set_ylim(low - room * (axis.low is not None), high + room * (axis != Axis(guide=axis.guide)))
 
 
 def spread_chart(boxes: Sequence[Box], *, label: str, x_label: str) -> str:

@@ -65,7 +65,7 @@ class LabelSection:
     sites: tuple[SiteLabels, ...]
     charts: tuple[LabelChart, ...]
     watch: tuple[str, ...]
-    """What the feature rank did, in words; empty where it was not taken."""
+    """What may go wrong, in words: pseudo-labels of one class only or none accepted; what the feature rank did."""
 
     @property
     def pseudo(self) -> bool:
@@ -79,12 +79,13 @@ def label_section(run: Run, sites: Sequence[str], diagnoses: Sequence[str]) -> L
         return None
     parts = [part for part in PARTS if any(part in _site(r, "images", site) for r in trained for site in sites)]
     classes = _classes(trained, sites, diagnoses)
+    lines = tuple(_line(trained, site, parts, list(classes)) for site in sites)
     return LabelSection(
         parts=tuple(_PARTS[part] for part in parts),
         classes=tuple(classes.values()),
-        sites=tuple(_line(trained, site, parts, list(classes)) for site in sites),
+        sites=lines,
         charts=tuple(_charts(run, trained, sites)),
-        watch=tuple(_watch(trained, sites)),
+        watch=(*_one_sided(lines, list(classes.values())), *_ranks_watched(trained, sites)),
     )
 
 
@@ -126,7 +127,22 @@ def _charts(run: Run, trained: Sequence[Mapping[str, Any]], sites: Sequence[str]
             yield LabelChart(title, figures.round_chart(rounds, lines, axis, label=label, blank="no figure"))
 
 
-def _watch(trained: Sequence[Mapping[str, Any]], sites: Sequence[str]) -> Iterator[str]:
+def _one_sided(lines: Sequence[SiteLabels], classes: Sequence[str]) -> Iterator[str]:
+    """One sentence per site whose pseudo-labels taught it nothing, or one answer."""
+    for line in lines:
+        if not line.offered or line.accepted is None:
+            continue
+        taken = [name for name, count in zip(classes, line.by_class, strict=True) if count]
+        if not taken:
+            yield f"{line.site}: none of the {line.offered:,} pseudo-labels was confident enough to be accepted."
+        elif len(taken) == 1 < len(classes):
+            yield (
+                f"{line.site}: every accepted pseudo-label is “{taken[0]}”. The recogniser may be teaching itself one "
+                "answer: raise learn.threshold, or lower learn.diagnosis_ssl_weight."
+            )
+
+
+def _ranks_watched(trained: Sequence[Mapping[str, Any]], sites: Sequence[str]) -> Iterator[str]:
     """One sentence per site whose features lost more than half of their rank, or one that none did."""
     ranked = {site: ranks for site in sites if (ranks := _ranks(trained, site))}
     fallen = [site for site, ranks in ranked.items() if any(_is_low(rank, ranks) for _, rank in ranks)]

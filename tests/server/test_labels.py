@@ -105,6 +105,27 @@ def test_feature_rank_that_holds_is_said_to_hold_and_one_that_was_not_taken_is_n
     assert [chart.title for chart in found.charts] == ["SelfReg's loss, training"]
 
 
+@pytest.mark.parametrize(
+    ("accepted", "words"),
+    [
+        (
+            (0.0, 9.0),
+            ["north: every accepted pseudo-label is “tumour”. The recogniser may be teaching itself one answer"],
+        ),
+        ((0.0, 0.0), ["north: none of the 1,024 pseudo-labels was confident enough to be accepted."]),
+        ((1.0, 9.0), []),
+    ],
+)
+def test_pseudo_labels_that_teach_one_answer_or_nothing_are_told_in_words(
+    accepted: tuple[float, float], words: list[str]
+) -> None:
+    counts = dict(zip(("pseudo_accepted.no_finding", "pseudo_accepted.tumour"), accepted, strict=True))
+    rounds = [{"training": {"north": {"pseudo_offered": 512.0, **counts}}}] * 2
+    found = label_section(run_of(rounds), SITES, DIAGNOSES)
+    assert found is not None
+    assert [said.split(": raise")[0] for said in found.watch] == words
+
+
 def test_charts_are_of_what_was_measured_and_rounds_before_the_first_figure_are_no_warm_up() -> None:
     assert [chart.title for chart in section().charts] == [
         "pseudo-labels accepted, share",
@@ -153,7 +174,7 @@ def test_page_of_a_simulation_shows_it_where_the_records_have_it(simulated_run: 
     record["runs"][0]["rounds"] = with_labels(record["runs"][0]["rounds"])
     (simulated_run / "record.json").write_text(json.dumps(record))
     text = write_report(simulated_run).read_text()
-    assert "<th>as no finding</th><th>as tumour</th><th>as bleeding</th>" in text
+    assert "<th>as “no finding”</th><th>as “tumour”</th><th>as “bleeding”</th>" in text
     assert "<td>north</td><td>192</td><td>48</td><td>25.0</td><td>45</td><td>3</td><td>0</td>" in text
     check_page(text)
 
