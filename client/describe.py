@@ -14,6 +14,7 @@ _DEGRADED = {
     "kspace": "k-space lines left out by us",
     "low_dose": "low dose simulated by us",
     "pairs": "the site's own pairs of degraded and clean studies",
+    "none": "not degraded",
 }
 
 
@@ -33,18 +34,19 @@ def describe(campaign: CampaignConfig) -> tuple[tuple[str, str], ...]:
     return (
         ("campaign", f"{campaign.name} (digest {campaign_digest(campaign)})"),
         ("reads", f"{' and '.join(data.ingest.modalities)} images of this site's de-identified store; no other file"),
-        ("learns", f"to enhance images ({_DEGRADED[campaign.degrade.kind]}) and to recognise {_labels(campaign)}"),
+        ("learns", _learns(campaign)),
         ("how long", f"{rounds.rounds} rounds of {campaign.training.local_steps} steps on this machine"),
         (
             "leaves, each round",
             f"differences of {len(arrays)} weight arrays ({parts}; {megabytes:.1f} MB as float32), {apart}"
-            "never an image, an identifier or a file name",
+            f"{_mean_map(campaign)}never an image, an identifier or a file name",
         ),
         (
             "leaves beside it",
-            "training means (losses, share of open gates, samples, seconds); per metric (psnr_db, ssim, rmse, dice, "
-            "jaccard, precision, recall, mask_ssim, accuracy, f1, auc) the count, sum, sum of squares and five "
-            "quantiles over this site's images or patients",
+            "training means (losses, share of open gates, samples, seconds) and how many images trained each part of "
+            f"the networks{_beside(campaign)}; per metric (psnr_db, ssim, rmse, dice, jaccard, precision, recall, "
+            "mask_ssim, accuracy, f1, auc) the count, sum, sum of squares and five quantiles over this site's images "
+            "or patients",
         ),
         ("leaves once", "counts: patients, series, slices, masks, patients per diagnosis and per split; versions"),
         (
@@ -54,7 +56,32 @@ def describe(campaign: CampaignConfig) -> tuple[tuple[str, str], ...]:
     )
 
 
+def _learns(campaign: CampaignConfig) -> str:
+    degraded, learn = _DEGRADED[campaign.degrade.kind], campaign.learn
+    if campaign.enhance.kind == "none":
+        what = f"to recognise {_labels(campaign)} in images ({degraded})"
+    else:
+        what = f"to enhance images ({degraded}) and to recognise {_labels(campaign)}"
+    without = learn.pseudo_labels or learn.mask_ssl != "none"
+    return f"{what}; from this site's images without labels, too" if without else what
+
+
+def _mean_map(campaign: CampaignConfig) -> str:
+    if not campaign.masks or campaign.learn.mask_ssl != "federated":
+        return ""
+    return (
+        "where masks lie on average as predicted on this site's images with a mask (prior.*: one map per class, only "
+        f"from {campaign.learn.prior_patients} patients on), "
+    )
+
+
+def _beside(campaign: CampaignConfig) -> str:
+    learn = campaign.learn
+    pseudo = ", how many pseudo-labels were offered, and accepted for each diagnosis" if learn.pseudo_labels else ""
+    return pseudo + (", the rank of the features" if learn.streams or campaign.selfreg.on else "")
+
+
 def _labels(campaign: CampaignConfig) -> str:
-    masks = f"masks ({', '.join(campaign.data.masks)})" if campaign.data.masks else ""
-    diagnoses = f"diagnoses ({', '.join(campaign.data.diagnoses)})" if campaign.data.diagnoses else ""
+    masks = f"masks ({', '.join(campaign.masks)})" if campaign.masks else ""
+    diagnoses = f"diagnoses ({', '.join(campaign.diagnoses)})" if campaign.diagnoses else ""
     return " and ".join(filter(None, (masks, diagnoses)))

@@ -1,14 +1,68 @@
-"""What a person reads before saying yes: what leaves, and that more leaves where the campaign promotes."""
+"""What a person reads before saying yes: what is learned from which images, what leaves, and where more leaves."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from client.describe import describe
-from shared.config import CampaignConfig, StrategyConfig
+from shared.config import (
+    CampaignConfig,
+    DegradeConfig,
+    EnhancerConfig,
+    LearnConfig,
+    ObjectiveConfig,
+    SelfRegConfig,
+    StrategyConfig,
+)
 
 
 def test_what_recognition_caused_is_told_where_it_leaves_apart(campaign: CampaignConfig) -> None:
     promoting = replace(campaign, strategy=StrategyConfig(kind="fedavg", promotion="global"))
     assert "recognition caused (0.0 MB as float16)" in dict(describe(promoting))["leaves, each round"]
     assert "recognition caused" not in dict(describe(campaign))["leaves, each round"]
+
+
+def alone(campaign: CampaignConfig, **learn: object) -> CampaignConfig:
+    """A recogniser without an enhancer."""
+    return replace(
+        campaign,
+        enhance=EnhancerConfig(kind="none"),
+        degrade=DegradeConfig(kind="none"),
+        objective=ObjectiveConfig(kind="plain"),
+        learn=LearnConfig(**learn),  # type: ignore[arg-type]
+    )
+
+
+def test_recogniser_alone_is_described_by_what_it_is_asked_for(campaign: CampaignConfig) -> None:
+    said = dict(describe(alone(campaign, kind="enc", segment=False)))
+    assert said["learns"] == "to recognise diagnoses (none, lesion) in images (not degraded)"
+    assert "recogniser.*" in said["leaves, each round"]
+    assert "enhancer" not in said["leaves, each round"]
+    both = dict(describe(campaign))["learns"]
+    assert both == (
+        "to enhance images (Gaussian noise added by us) and to recognise masks (organ, lesion) and diagnoses (none, "
+        "lesion)"
+    )
+
+
+def test_learning_from_images_without_labels_and_what_it_counts_are_told(campaign: CampaignConfig) -> None:
+    said = dict(describe(alone(campaign, kind="encssl", segment=False, pseudo_labels=True)))
+    assert said["learns"].endswith("; from this site's images without labels, too")
+    assert "pseudo-labels were offered, and accepted for each diagnosis, the rank of" in said["leaves beside it"]
+    plain = dict(describe(campaign))
+    assert "without labels" not in plain["learns"]
+    assert "pseudo" not in plain["leaves beside it"]
+    assert "how many images trained each part of the networks; per metric" in plain["leaves beside it"]
+    regular = replace(campaign, selfreg=SelfRegConfig(consistency_weight=0.015))
+    assert "each part of the networks, the rank of the features" in dict(describe(regular))["leaves beside it"]
+
+
+def test_mean_mask_map_is_told_where_it_leaves_and_from_how_many_patients_on(campaign: CampaignConfig) -> None:
+    federated = alone(campaign, kind="multimix", mask_ssl="federated", prior_patients=5)
+    leaves = dict(describe(federated))["leaves, each round"]
+    assert "prior.*" in leaves
+    assert "where masks lie on average" in leaves
+    assert "only from 5 patients on), never an image" in leaves
+    here = dict(describe(alone(campaign, kind="multimix", mask_ssl="prior")))["leaves, each round"]
+    assert "where masks lie" not in here
+    assert "prior.*" not in here
