@@ -15,15 +15,21 @@ decoder's are the rest of `features`, the last of which, D1, is the teacher. The
            detach: only the second half is moved; as released both are, towards each other
 
 SCR pulls every channel of a block towards one map, which may collapse features: `effective_rank` watches it.
+
+The mean form and unsorted distillation have a gradient that is at hand once the loss is: it is written down instead of
+left to autograd, which would make one per term, full of zeros where a half is left out and in another memory order than
+the maps'. That is most of what they cost.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from shared.config import SelfRegConfig
@@ -39,15 +45,21 @@ def selfreg_loss(recognition: Recognition, config: SelfRegConfig, rng: torch.Gen
     """
     deepest_BCHW, *decoder = recognition.features
     encoder = [*recognition.skips[1:], deepest_BCHW]
-    loss = deepest_BCHW.new_zeros((), dtype=torch.float32)
-    if config.consistency_weight > 0 and decoder:
+    inner, teacher_BCHW = decoder[:-1], decoder[-1] if decoder else None
+    lambda1 = 0.0 if teacher_BCHW is None else config.consistency_weight
+    lambda2 = config.distillation_weight
+    if config.consistency == "mean" and not config.sort:
+        students = [*encoder, *inner]
+        shares = [lambda2 / len(part) for part in (encoder, inner) for _ in part]
+        return _pulled(students, teacher_BCHW, lambda1 / len(students), shares, detach=config.detach)
+    terms = []
+    if lambda1 > 0 and teacher_BCHW is not None:
         assert config.consistency == "mean" or rng is not None, "channels are drawn from a generator"
         drawn = rng if config.consistency == "random" else None
-        loss = loss + config.consistency_weight * scr([*encoder, *decoder[:-1]], decoder[-1], drawn)
-    if config.distillation_weight > 0:
-        halves = [ifd(part, detach=config.detach, sort=config.sort) for part in (encoder, decoder[:-1]) if part]
-        loss = loss + config.distillation_weight * torch.stack(halves).sum()
-    return loss
+        terms.append(lambda1 * scr([*encoder, *inner], teacher_BCHW, drawn))
+    if lambda2 > 0:
+        terms += [lambda2 * ifd(part, detach=config.detach, sort=config.sort) for part in (encoder, inner) if part]
+    return torch.stack(terms).sum() if terms else deepest_BCHW.new_zeros((), dtype=torch.float32)
 
 
 def scr(students: Sequence[Tensor], teacher_BCHW: Tensor, rng: torch.Generator | None = None) -> Tensor:
@@ -55,34 +67,83 @@ def scr(students: Sequence[Tensor], teacher_BCHW: Tensor, rng: torch.Generator |
 
     With `rng` the random form, without it the mean form.
     """
-    teacher_BCHW = teacher_BCHW.detach()
     if rng is None:
-        teacher_BCHW = teacher_BCHW.mean(1, keepdim=True)
-    pooled: dict[tuple[int, int], Tensor] = {}  # of the teacher; blocks of one size share it
+        return _pulled(students, teacher_BCHW, 1 / len(students), [0.0] * len(students), detach=True)
+    targets = _targets(students, teacher_BCHW.detach())
     terms = []
-    for student_BCHW in students:
-        size = _smaller(student_BCHW, teacher_BCHW)
-        if size not in pooled:
-            pooled[size] = _pooled_BCHW(teacher_BCHW, size)
-        ours_BCHW, target_BCHW = _pooled_BCHW(student_BCHW, size), pooled[size]
-        if rng is not None:
-            most = min(ours_BCHW.shape[1], target_BCHW.shape[1])
-            ours_BCHW, target_BCHW = (_drawn_BCHW(maps, most, rng) for maps in (ours_BCHW, target_BCHW))
-        terms.append(F.mse_loss(ours_BCHW, target_BCHW.expand_as(ours_BCHW)))
+    for student_BCHW, target_BCHW in zip(students, targets, strict=True):
+        most = min(student_BCHW.shape[1], target_BCHW.shape[1])
+        ours_BCHW = _drawn_BCHW(_pooled_BCHW(student_BCHW, target_BCHW), most, rng)
+        terms.append(F.mse_loss(ours_BCHW, _drawn_BCHW(target_BCHW, most, rng)))
     return torch.stack(terms).mean()
 
 
 def ifd(blocks: Sequence[Tensor], *, detach: bool = True, sort: bool = False) -> Tensor:
     """Distillation within maps (B, C, H, W), one half of the channels into the other; their mean."""
-    return torch.stack([_ifd(sorted_BCHW(block) if sort else block, detach=detach) for block in blocks]).mean()
+    if sort:
+        blocks = [sorted_BCHW(block_BCHW) for block_BCHW in blocks]
+    return _pulled(blocks, None, 0.0, [1 / len(blocks)] * len(blocks), detach=detach)
 
 
-def _ifd(features_BCHW: Tensor, *, detach: bool) -> Tensor:
-    half = features_BCHW.shape[1] // 2
-    if not half:
-        return features_BCHW.new_zeros(())
-    first_BCHW, second_BCHW = features_BCHW[:, :half], features_BCHW[:, half : 2 * half]
-    return F.mse_loss(second_BCHW, first_BCHW.detach() if detach else first_BCHW)
+def _pulled(
+    maps: Sequence[Tensor],
+    teacher_BCHW: Tensor | None,
+    consistency: float,
+    distillation: Sequence[float],
+    *,
+    detach: bool,
+) -> Tensor:
+    """The sum over maps of `consistency` times the mean form of SCR and each map's `distillation` times its IFD."""
+    targets: Sequence[Tensor | None] = [None] * len(maps)
+    if teacher_BCHW is not None and consistency > 0:
+        targets = _targets(maps, teacher_BCHW.detach().mean(1, keepdim=True, dtype=torch.float32))
+    terms = []
+    for map_BCHW, target_B1HW, share in zip(maps, targets, distillation, strict=True):
+        if target_B1HW is not None and target_B1HW.shape[-2:] != map_BCHW.shape[-2:]:
+            # The teacher is the smaller one: its pull is of another map than the one that is distilled.
+            smaller_BCHW = _pooled_BCHW(map_BCHW, target_B1HW)
+            terms.append(_pull(smaller_BCHW, target_B1HW, consistency, 0.0, detach))
+            target_B1HW = None
+        terms.append(_pull(map_BCHW, target_B1HW, consistency, share, detach))
+    return torch.stack(terms).sum()
+
+
+class _Pull(torch.autograd.Function):
+    """consistency mean |F - target|^2 + distillation mean |second half - first half|^2 of one map F, with its gradient.
+
+    No target: the second term alone. `target_B1HW` is a constant.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, map_BCHW: Tensor, target_B1HW: Tensor | None, consistency: float, distillation: float, detach: bool
+    ) -> Tensor:
+        half = map_BCHW.shape[1] // 2
+        if target_B1HW is None:
+            pull_BCHW, scale = torch.zeros_like(map_BCHW, dtype=torch.float32), 1.0
+            loss = pull_BCHW.new_zeros(())
+        else:
+            pull_BCHW, scale = _less(map_BCHW, target_B1HW), consistency / map_BCHW.numel()
+            loss = scale * torch.linalg.vector_norm(pull_BCHW).square()
+        if half and distillation > 0:
+            apart_BCHW = _less(map_BCHW[:, half : 2 * half], map_BCHW[:, :half])
+            of_distillation = distillation / apart_BCHW.numel()
+            loss = loss + of_distillation * torch.linalg.vector_norm(apart_BCHW).square()
+            pull_BCHW[:, half : 2 * half].add_(apart_BCHW, alpha=of_distillation / scale)
+            if not detach:
+                pull_BCHW[:, :half].sub_(apart_BCHW, alpha=of_distillation / scale)
+        ctx.save_for_backward(pull_BCHW)
+        ctx.scale = 2 * scale
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_loss: Tensor) -> tuple[Tensor | None, ...]:
+        (pull_BCHW,) = ctx.saved_tensors
+        return pull_BCHW * (ctx.scale * of_loss), None, None, None, None
+
+
+_pull: Callable[[Tensor, Tensor | None, float, float, bool], Tensor] = _Pull.apply
 
 
 def sorted_BCHW(features_BCHW: Tensor) -> Tensor:
@@ -110,12 +171,27 @@ def effective_rank(features_BCHW: Tensor) -> float:
     return float(torch.special.entr(values_C / values_C.sum()).sum().exp())
 
 
-def _smaller(a_BCHW: Tensor, b_BCHW: Tensor) -> tuple[int, int]:
-    return min(a_BCHW.shape[2], b_BCHW.shape[2]), min(a_BCHW.shape[3], b_BCHW.shape[3])
+def _targets(students: Sequence[Tensor], teacher_BCHW: Tensor) -> list[Tensor]:
+    """The teacher at the smaller of each student's size and its own; students of one size share it."""
+    pooled: dict[tuple[int, int], Tensor] = {}
+    targets = []
+    for student_BCHW in students:
+        height, width = map(min, student_BCHW.shape[-2:], teacher_BCHW.shape[-2:])
+        if (height, width) not in pooled:
+            pooled[height, width] = F.adaptive_avg_pool2d(teacher_BCHW, (height, width))
+        targets.append(pooled[height, width])
+    return targets
 
 
-def _pooled_BCHW(features_BCHW: Tensor, size: tuple[int, int]) -> Tensor:
-    return features_BCHW if features_BCHW.shape[-2:] == size else F.adaptive_avg_pool2d(features_BCHW, size)
+def _pooled_BCHW(features_BCHW: Tensor, like_BCHW: Tensor) -> Tensor:
+    height, width = like_BCHW.shape[-2:]
+    same = features_BCHW.shape[-2:] == like_BCHW.shape[-2:]
+    return features_BCHW if same else F.adaptive_avg_pool2d(features_BCHW, (height, width))
+
+
+def _less(a: Tensor, b: Tensor) -> Tensor:
+    """a - b, in float32 also where the network runs in half of it."""
+    return a.float() - b.float() if a.dtype in (torch.bfloat16, torch.float16) else a - b
 
 
 def _drawn_BCHW(features_BCHW: Tensor, count: int, rng: torch.Generator) -> Tensor:

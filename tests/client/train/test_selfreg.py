@@ -88,7 +88,7 @@ def test_an_odd_channel_is_left_out_and_a_single_one_has_nothing_to_distil() -> 
     odd = maps(7, 4, 2)
     expected = ((odd[:, 3:6] - odd[:, :3]) ** 2).mean()
     torch.testing.assert_close(ifd([odd]), expected)
-    assert float(ifd([maps(1, 4, 2)])) == 0
+    assert float(ifd([maps(1, 4, 2).detach()])) == 0
 
 
 def test_channels_are_sorted_by_the_mean_of_the_maps_divided_by_their_norm() -> None:
@@ -113,7 +113,7 @@ def test_the_loss_is_the_sum_over_the_blocks_that_the_method_names() -> None:
         + selfreg_loss(said, SelfRegConfig(distillation_weight=0.2)),
         expected,
     )
-    assert float(selfreg_loss(said, SelfRegConfig())) == 0
+    assert float(selfreg_loss(said, SelfRegConfig()).detach()) == 0
 
 
 def test_the_configured_form_of_consistency_is_used() -> None:
@@ -164,3 +164,53 @@ def test_the_effective_rank_is_that_of_the_singular_values() -> None:
 def test_the_effective_rank_of_nothing_is_0_and_of_nan_is_nan() -> None:
     assert effective_rank(torch.zeros(2, 4, 3, 3)) == 0
     assert math.isnan(effective_rank(torch.full((2, 4, 3, 3), math.nan)))
+
+
+def plainly(said: Recognition, config: SelfRegConfig) -> Tensor:
+    """The same equations, left to autograd."""
+    deepest, *decoder = said.features
+    encoder, inner = [*said.skips[1:], deepest], decoder[:-1]
+    teacher = decoder[-1].detach().mean(1, keepdim=True)
+    consistency = []
+    for student in [*encoder, *inner]:
+        size = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
+        consistency.append(((F.adaptive_avg_pool2d(student, size) - F.adaptive_avg_pool2d(teacher, size)) ** 2).mean())
+    loss = config.consistency_weight * torch.stack(consistency).mean()
+    for part in (encoder, inner):
+        halves = [block[:, : block.shape[1] // 2 * 2].chunk(2, dim=1) for block in part]
+        apart = [second - (first.detach() if config.detach else first) for first, second in halves]
+        loss = loss + config.distillation_weight * torch.stack([each.square().mean() for each in apart]).mean()
+    return loss
+
+
+@pytest.mark.parametrize("detach", [False, True])
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("finest", [(12, 8), (5, 4)], ids=["finest teacher", "teacher smaller than a student"])
+def test_the_gradient_that_is_written_down_is_autograds(
+    detach: bool, memory: torch.memory_format, finest: tuple[int, int]
+) -> None:
+    config = SelfRegConfig(consistency_weight=0.3, distillation_weight=0.2, detach=detach)
+    said = unet_maps()
+    leaves = [*said.skips, *said.features[:-1], maps(6, *finest, "d1")]
+    laid_out = [leaf.contiguous(memory_format=memory) for leaf in leaves]
+    said = Recognition(None, None, laid_out[2:], tuple(laid_out[:2]))
+    for factor in (1, 3):
+        loss, expected = factor * selfreg_loss(said, config), factor * plainly(said, config)
+        torch.testing.assert_close(loss, expected)
+        expected_grads = torch.autograd.grad(expected, leaves, allow_unused=True, retain_graph=True)
+        for _ in range(2):  # a graph that is kept gives the same a second time
+            found = torch.autograd.grad(loss, leaves, allow_unused=True, retain_graph=True)
+            for ours, theirs in zip(found, expected_grads, strict=True):
+                assert (ours is None) == (theirs is None)
+                if ours is not None:
+                    torch.testing.assert_close(ours, theirs)
+
+
+def test_in_half_precision_the_loss_is_taken_in_float32() -> None:
+    said = unet_maps()
+    halved = Recognition(None, None, [f.bfloat16() for f in said.features], tuple(f.bfloat16() for f in said.skips))
+    loss = selfreg_loss(halved, BOTH)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, selfreg_loss(said, BOTH), rtol=5e-3, atol=0)
+    torch.autograd.backward(loss)
+    assert all(f.grad is not None for f in (said.skips[1], *said.features[:-1]))
