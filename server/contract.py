@@ -81,7 +81,7 @@ def kind_of_study(value: Any) -> bool:
 
 def look(value: Any) -> bool:
     """A picture of a cell, as server/recognition/pictures.py shows it."""
-    return isinstance(value, dict) and text(value.get("image")) and text(value.get("caption"))
+    return isinstance(value, dict) and all(text(value.get(key)) for key in ("kind", "caption", "uri"))
 
 
 _REPORT: Mapping[str, Kind] = {
@@ -229,7 +229,7 @@ def _check_study(record: Mapping[str, Any], name: str) -> None:
     for table in study["tables"]:
         _has(table, _TABLE, {}, f"{name} has a table that")
     for cell in study["cells"]:
-        _has(cell, _CELL, {"key": text, "pictures": optional(groups(lists(look)))}, f"{name} has a cell that")
+        _has(cell, _CELL, {"key": text, "pictures": optional(lists(look))}, f"{name} has a cell that")
         for training in cell["rounds"]:
             _has(training, {}, {**_CELL_ROUND, **_CELL_ROUND_MORE}, f"{name} has a cell whose training")
     for claim in record["claims"]:

@@ -2,8 +2,8 @@
 
 python -m simulation.results --title "Foundation" --out docs/results/foundation.md runs/demo runs/hippocampus
 
-The report of a study (experiment=enhancement) also has pictures: they go to the folder `images` beside that of the
-page, named after the page.
+The report of a study (experiment=enhancement, recognition) also has pictures: they go to the folder `images` beside
+that of the page, named after the page.
 """
 
 from __future__ import annotations
@@ -19,8 +19,12 @@ from server.summary import at_home
 from server.wording import METRICS, duration_shown, shown
 from shared.errors import DataError, WardroundError
 from simulation.study.document import READING, document
+from simulation.study.recognition_document import READING as READING_RECOGNITION
+from simulation.study.recognition_document import recognition_document
 
 COLUMNS = ("psnr_db", "ssim", "psnr_db_region", "dice", "judge_dice", "accuracy", "auc", "samples_seen", "bytes_up")
+
+_STUDIES = {"enhancement": (READING, document), "recognition": (READING_RECOGNITION, recognition_document)}
 
 
 def page(title: str, run_dirs: Sequence[Path], out: Path) -> str:
@@ -30,7 +34,8 @@ def page(title: str, run_dirs: Sequence[Path], out: Path) -> str:
         report = _report(run_dir)
         if "study" in report:
             images = out.parent.parent / "images"
-            parts += ["", READING, "", *document(report, out.stem, images, out)]
+            reading, lines = _STUDIES[report["study"].get("kind", "enhancement")]
+            parts += ["", reading, "", *lines(report, out.stem, images, out)]
         else:
             parts += ["", *section(report)]
     return "\n".join(parts) + "\n"

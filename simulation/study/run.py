@@ -28,14 +28,20 @@ from shared.config import SimulationConfig, StudyConfig, campaign_digest, to_dic
 from shared.errors import ConfigError, DataError, PeerError
 from simulation.locks import free, locked
 from simulation.study.cell import conditions, run_cell
-from simulation.study.claims import claims_of
+from simulation.study.claims import claims_of as enhancement_claims
 from simulation.study.grid import Cell, planned, with_roots
 from simulation.study.recognisers import recognition_conditions, run_recogniser_cell
+from simulation.study.recognition import claims_of as recognition_claims
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("client", "server", "shared", "simulation")
-PAGES = ("server/study", "server/report", "simulation/study/document", "simulation/study/claims", "simulation/bench")
+PAGES = (
+    *("server/study", "server/recognition", "server/report", "simulation/study/document", "simulation/study/markdown"),
+    *("simulation/study/claims", "simulation/study/recognition", "simulation/bench"),
+)
 """Code that shows figures, or measures time; all other code may decide them."""
+
+_CLAIMS = {"enhancement": enhancement_claims, "recognition": recognition_claims}
 
 
 def run_study(config: SimulationConfig, console: Console) -> Path:
@@ -174,12 +180,13 @@ def write_study(folder: Path, config: SimulationConfig, cells: Sequence[Cell]) -
         "versions": versions(),
         "wall_s": sum(kept[cell.key]["seconds"] for cell in there),
         "rows": rows,
-        "claims": claims_of(rows, [_sheet(cell, kept[cell.key]) for cell in there]),
+        "claims": _CLAIMS[config.study.kind](rows, [_sheet(cell, kept[cell.key]) for cell in there]),
         "runs": [],
         "config": without_places(to_dict(config)),
         "sites": {},
         "timings": {},
         "study": {
+            "kind": config.study.kind,
             "budget": config.budget,
             "planned": len(cells),
             "tables": _tables(config.study, cells, set(kept), failed),

@@ -1,0 +1,1 @@
+"""What the recognition study says: rows of its cells in; means, paired differences, drops, tables and charts out."""

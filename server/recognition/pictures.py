@@ -1,0 +1,134 @@
+"""A sheet in, charts out: the ladders of labels, the rank of features over training, and what cells look like.
+
+`pictures` of a cell (record["study"]["cells"][i]["pictures"], optional) are made where the images are
+(simulation/study/pictures.py) and shown here as they come: a list of {"kind", "caption", "uri"}, the uri a PNG as a
+data URI, the kind a key of KINDS.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import Any
+
+from server import figures
+from server.recognition.rows import Model, Sheet
+from server.recognition.wording import COLOURS, MARKERS, label, ordered, place_label, whole_label
+from server.study.drawing import Curve, Panel, Picture
+from server.study.statistics import mean, mean_of
+from server.study.wording import SHOWN
+
+KINDS: Mapping[str, str] = {
+    "contours": "Outlines: predicted against the truth",
+    "saliency": "What the class head looked at",
+    "similarity": "Similarity of features, shallow and deep blocks",
+    "attention": "Attention, shallow and deep blocks",
+}
+MOST_LOOKS = 24
+"""Pictures of each kind that a question shows: a page has to open on a laptop."""
+_IMAGE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
+_LADDERS = ("dice", "accuracy")
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    kind: str
+    uri: str
+    """A PNG as a data URI."""
+    caption: str
+    of: str
+    """The model it is of."""
+
+
+def ladder_picture(sheet: Sheet, name: str) -> Picture | None:
+    """Dice and accuracy over how many labels there are, a line per method; None until there are two settings."""
+    panels = []
+    for metric in _LADDERS:
+        shown = [p for p in sheet.conditions if any(sheet.values(model, p, metric) for model in sheet.models)]
+        if len({place.labels for place in shown}) < 2 or len({place.data for place in shown}) > 1:
+            continue
+        curves = []
+        for model in ordered(sheet.models):
+            points = [(x, mean(v)) for x, p in enumerate(shown) if (v := sheet.values(model, p, metric))]
+            if points:
+                curves.append(_curve(label(model, sheet.models), model, points))
+        ticks = tuple(place_label(place, shown).replace(", ", "\n") for place in shown)
+        panels.append(Panel(SHOWN[metric].heading, "labels in training", tuple(curves), ticks=ticks))
+    return (
+        Picture(name, "Means over seeds on test patients; labels are those of all sites together.", tuple(panels))
+        if (panels)
+        else None
+    )
+
+
+def _curve(name: str, model: Model, points: Sequence[tuple[float, float]]) -> Curve:
+    xs, ys = zip(*points, strict=True)
+    dashed = model.selfreg != "none"
+    return Curve(name, COLOURS.get(model.method, "#7b8794"), MARKERS.get(model.method, "o"), xs, ys, dashed=dashed)
+
+
+def rank_picture(sheet: Sheet, cells: Sequence[Mapping[str, Any]], name: str) -> Picture | None:
+    """Effective rank of the features over training, per network and data set: what collapses falls towards 1."""
+    by_key = {cell["key"]: cell["rounds"] for cell in cells if "key" in cell}
+    panels = []
+    for place in sheet.conditions:
+        groups: dict[tuple[str, str], list[Model]] = {}
+        for model in ordered(sheet.models):
+            groups.setdefault((model.method, model.recogniser), []).append(model)
+        for models in groups.values():
+            curves = []
+            for number, model in enumerate(models):
+                rows = sheet.test.get((model, place), {}).values()
+                points = _records([by_key.get(row.get("cell", ""), []) for row in rows], "feature_rank")
+                if points:
+                    xs, ys = zip(*points, strict=True)
+                    colour, marker = figures.site_colour(number), figures.site_marker(number)
+                    curves.append(Curve(label(model, models), colour, marker, xs, ys))
+            if curves:
+                title = f"{label(models[0], sheet.models)}, {whole_label(place)}"
+                panels.append(Panel(title, "training record", tuple(curves)))
+    caption = "Effective rank of the last decoder block's features over training, mean over seeds; 1: all alike."
+    return Picture(name, caption, tuple(panels)) if panels else None
+
+
+def accept_picture(sheet: Sheet, cells: Sequence[Mapping[str, Any]], name: str) -> Picture | None:
+    """Share of the images without a diagnosis whose pseudo-label was taken, over training."""
+    by_key = {cell["key"]: cell["rounds"] for cell in cells if "key" in cell}
+    panels = []
+    for place in sheet.conditions:
+        curves = []
+        for model in ordered(sheet.models):
+            rows = sheet.test.get((model, place), {}).values()
+            points = _records([by_key.get(row.get("cell", ""), []) for row in rows], "pseudo_accept_rate")
+            if points:
+                curves.append(_curve(label(model, sheet.models), model, points))
+        if curves:
+            title = f"pseudo-labels taken, share: {whole_label(place)}"
+            panels.append(Panel(title, "training record", tuple(curves), limits=(0.0, 1.0)))
+    caption = "Share of the images without a diagnosis whose pseudo-label was confident enough, mean over seeds."
+    return Picture(name, caption, tuple(panels)) if panels else None
+
+
+def _records(runs: Sequence[Sequence[Mapping[str, Any]]], key: str) -> list[tuple[float, float]]:
+    """Number of the training record, and the mean over the runs that have it."""
+    points: dict[int, list[float]] = {}
+    for rounds in runs:
+        for number, record in enumerate(rounds, start=1):
+            if record.get(key) is not None:
+                points.setdefault(number, []).append(float(record[key]))
+    return [(float(number), mean_of(values)) for number, values in sorted(points.items())]
+
+
+def looks_of(sheet: Sheet, cells: Sequence[Mapping[str, Any]], known: Set[str] = frozenset()) -> list[Look]:
+    """What the cells look like, model by model; nothing that is no PNG in the page itself, no cell of `known`."""
+    models = {row.get("cell", ""): model for (model, _), rows in sheet.test.items() for row in rows.values()}
+    by_key = {cell["key"]: cell for cell in cells if "key" in cell and cell["key"] not in known}
+    looks: dict[str, list[Look]] = {kind: [] for kind in KINDS}
+    for model in ordered(sheet.models):
+        for key, cell in by_key.items():
+            for item in (cell.get("pictures") or ()) if models.get(key) == model else ():
+                if item["kind"] in looks and _IMAGE.fullmatch(item["uri"]):
+                    name = label(model, sheet.models)
+                    looks[item["kind"]].append(Look(item["kind"], item["uri"], item["caption"], name))
+    return [look for shown in looks.values() for look in shown[:MOST_LOOKS]]

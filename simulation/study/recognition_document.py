@@ -1,0 +1,91 @@
+"""report.json of a recognition study in, its page in Markdown and the pictures beside it out:
+docs/results/recognition.md."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from server.recognition.page import MARKED, compared_with, recognition_of
+from server.recognition.pictures import KINDS, Look
+from server.recognition.promises import PROMISES
+from server.study.tables import Block
+from server.wording import duration_shown
+from shared.checkpoint import write_atomically
+from simulation.study.markdown import escaped, promises_lines, section_lines, table_lines
+
+
+def recognition_document(report: Mapping[str, Any], stem: str, images: Path, out: Path) -> Iterator[str]:
+    """The lines on a whole study; pictures go to `images`/<stem>-<table>.png and are linked from `out`."""
+    whole = recognition_of(report)
+    study = whole.study
+    versions = ", ".join(f"{name} {value}" for name, value in report["versions"].items())
+    yield f"## {report['experiment']}"
+    yield ""
+    yield (
+        f"{study.done} of {study.planned} planned cells are there, seeds {', '.join(map(str, report['seeds']))}, "
+        f"{duration_shown(study.seconds)} of training and judging in all; {versions}."
+    )
+    if study.earlier_code:
+        yield f"{study.earlier_code} cells were run with earlier code than the rest of this report."
+    yield ""
+    for headline in study.headlines:
+        yield f"- **{headline.title}:** {escaped(headline.tally)}"
+        yield ""
+        yield from table_lines(headline.block, "data and labels")
+        yield ""
+        yield (
+            "Below MultiMix's figure: MultiMix minus the supervised network, paired by seed, [95 % interval]; "
+            f"▲ better and ▼ worse where the interval does not hold 0. {MARKED}"
+        )
+    if not study.headlines:
+        yield "No comparison of MultiMix with supervised learning can be made yet."
+    yield ""
+    yield from promises_lines(study, PROMISES)
+    for section in study.sections:
+        yield ""
+        more = list(_more(section.name, whole.details[section.name], whole.looks[section.name], stem, images, out))
+        yield from section_lines(section, "method", stem, images, out, more)
+
+
+def _more(
+    name: str, details: Sequence[Block], looks: Sequence[Look], stem: str, images: Path, out: Path
+) -> Iterator[str]:
+    """What the others are compared with; folded: each class, pseudo-labels, and what cells look like."""
+    yield ""
+    yield f"Compared with {compared_with(name)}, in bold."
+    if details:
+        yield ""
+        yield "<details><summary>Each class, other distances, pseudo-labels</summary>"
+        for block in details:
+            yield ""
+            yield f"**{escaped(block.title)}**"
+            yield ""
+            yield from table_lines(block, "method")
+        yield ""
+        yield "</details>"
+    if looks:
+        yield ""
+        yield "<details><summary>What it looks like</summary>"
+        for number, look in enumerate(looks):
+            path = images / f"{stem}-{name}-look-{number}.png"
+            images.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, base64.b64decode(look.uri.partition(",")[2]))
+            link = Path(os.path.relpath(path, out.parent)).as_posix()
+            yield ""
+            yield f"![{KINDS[look.kind]}]({link})"
+            yield f"*{escaped(look.of)}.* {escaped(look.caption)}"
+        yield ""
+        yield "</details>"
+
+
+READING = (
+    "How to read the tables: means over seeds on test patients (seeds differ by more than methods do, so a mean over "
+    "fewer seeds is to be read by its difference only); ↑ more is better, ↓ less is better. Below a figure stands this "
+    "row minus the row in bold that it is compared with, paired by seed, with its 95 % interval of Student's t; ▲ "
+    "better and ▼ worse only where that interval does not hold 0. Intervals speak of the spread between seeds; many "
+    "comparisons are made, and of twenty that mean nothing one interval is expected to leave out 0."
+)
