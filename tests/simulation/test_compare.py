@@ -122,7 +122,7 @@ def test_federation_and_comparison_tell_the_same_and_make_a_report(
     assert len(report["claims"]) == 5
     assert {row["setting"] for row in report["rows"]} == {"clean", "degraded", "local", "pooled", "federated"}
     assert report["versions"].keys() >= {"wardround", "torch", "flwr", "python"}
-    # two sites, two images each: a strip of five, and per state the image and two maps of each of two tasks, two errors;
+    # two sites, two images each: a strip of five, per state the image and two maps of each of two tasks, two errors;
     # then the image and its saliency behind each diagnosis that is read anywhere
     behind = page.count("data:image/png") - (2 * 2 * 5 + 2 * 2 * (3 * 5 + 2))
     assert behind in (2, 4)
