@@ -171,6 +171,15 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _export(arguments: argparse.Namespace) -> int:
+    from server.export import export_run
+
+    done = export_run(arguments.run_dir, arguments.file)
+    _OUT.print(f"Written: {arguments.file}, the recogniser of {done.campaign} after round {done.round}")
+    _OUT.print(f"Outputs: {', '.join(done.outputs)}; what they and the images mean stands in the file's metadata.")
+    return 0
+
+
 # ------------------------------------------------------------------------------------------- arguments
 
 
@@ -225,6 +234,10 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write report.html and report.json of a run")
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     report.set_defaults(command=_report)
+    export = commands.add_parser("export", help="write the recogniser of a run's last round as an ONNX file")
+    export.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="of a coordinator or of wardround-simulate")
+    export.add_argument("file", type=Path, metavar="FILE.onnx")
+    export.set_defaults(command=_export)
     return parser
 
 

@@ -19,7 +19,10 @@ ALLOWED = {
 }
 ONLY_IN = {
     "flwr": ("client/app.py", "server/app.py", "shared/wire/flower.py", "simulation/run.py", "simulation/bench/"),
-    "monai": ("shared/recognise/downstream.py", "simulation/bench/"),
+    "monai": ("shared/recognise/downstream.py", "shared/recognise/attention.py", "simulation/bench/"),
+    "onnx": ("shared/export.py",),
+    "onnxscript": ("shared/export.py",),
+    "onnxruntime": ("shared/export.py",),
     "ray": ("simulation/run.py", "simulation/bench/"),
     "pydicom": ("client/ingest/", "client/enhance", "simulation/hospitals/", "simulation/bench/ingest.py"),
     "highdicom": ("client/ingest/", "client/enhance", "simulation/hospitals/"),
