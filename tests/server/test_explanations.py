@@ -191,3 +191,35 @@ def test_explanations_without_their_images_are_left_out(simulated_run: Path) -> 
     assert explained(pictures, ["north"], [], page_id="look0") is None
     shutil.rmtree(simulated_run / "pictures")
     assert HEADING not in write_report(simulated_run).read_text()
+
+
+def of_one_image(sites: Sequence[str]) -> dict[str, np.ndarray]:
+    """A recogniser alone: the image as it comes is all there is."""
+    arrays = {key: value for key, value in explanations(sites, ["masks", "diagnosis"]).items() if "error" not in key}
+    arrays = {key: value for key, value in arrays.items() if not key.endswith(("/degraded", "/enhanced"))}
+    for site in sites:
+        for which in ("median", "worst"):
+            arrays[f"example/{site}/{which}/clean"] = np.linspace(0, 1, SIDE * SIDE, dtype=np.float32).reshape(SIDE, -1)
+    return arrays
+
+
+def test_recogniser_alone_has_one_row_without_errors(simulated_run: Path) -> None:
+    found = section(of_one_image(["north"]), ["north"])
+    assert found.states == ("clean",)
+    assert [bar.name for bar in found.bars] == ["saliency", "class activation"]
+    for look in found.looks:
+        assert [state for state, _ in look.rows] == ["image"]
+        assert "error" not in look.columns
+        assert len(look.rows[0][1]) == len(look.columns)
+    assert found.looks[1].question == "diagnosis “lesion”, as read from the image"
+    assert len(found.shares) == 4
+    assert all(share.by_state == pytest.approx({"clean": 0.3}) for share in found.shares)
+
+
+def test_page_of_a_recogniser_alone_says_nothing_of_enhancement_in_its_pictures(simulated_run: Path) -> None:
+    np.savez(simulated_run / "pictures" / "gradprom-seed0.npz", **of_one_image(["north"]))
+    page = write_report(simulated_run).read_text()
+    part = page[page.index("What it looks like") : page.index("Every model on every site")]
+    for word in ("error", "degraded", "enhanced", "before and after share"):
+        assert word not in part, word
+    assert "Each map has a scale of its own." in part
