@@ -11,7 +11,8 @@ sites that trained it and by the images that moved it there: a decoder that a si
 would only dilute what the others learned. What belongs to no part, the enhancer and the critic, is weighted by samples.
 With equal weights every site counts 1 in the parts that it trained, 0 in the others. A site that counts 0 for a part
 still brings its arrays, so that all updates look alike; they are checked (5) to (7) and enter nothing. The mean of a
-part that nobody trained is 0.
+part that nobody trained is 0. A count is believed up to what the plan allows: a site that lies about its labels weighs
+at most as much as one with a label on every image that it draws.
 
 Sums are float64: with the 24-bit values of float32 the order of arrival disappears in the rounding of the mean. The
 addition goes in blocks that stay in the processor's cache, for an array is larger than that and would travel to memory

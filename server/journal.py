@@ -59,7 +59,7 @@ def in_words(event: Mapping[str, Any]) -> str | None:
     """One line for a person; None for what the line of a finished round says better."""
     match event:
         case {"event": "SiteJoined", "site": site, "counts": counts}:
-            return f"{site} joined with {counts.get('patients', '?')} patients"
+            return f"{site} joined with {counts.get('patients', '?')} patients{_without(counts)}"
         case {"event": "SiteRefused", "site": site, "reason": reason}:
             return f"{site or 'a site'} does not take part: {reason}"
         case {"event": "RoundStarted", "round": number, "rounds": rounds, "attempt": attempt, "sites": sites}:
@@ -73,3 +73,11 @@ def in_words(event: Mapping[str, Any]) -> str | None:
         case {"event": "CampaignResumed", "round": number}:
             return f"going on after round {number}"
     return None
+
+
+def _without(counts: Mapping[str, Any]) -> str:
+    """Which labels a site has none of: it takes part all the same, and an operator should know that it is no error."""
+    diagnosed = [count for key, count in counts.items() if key.startswith("diagnoses.")]
+    kinds = [("masks", [counts["masks"]] if "masks" in counts else []), ("diagnoses", diagnosed)]
+    lacking = [kind for kind, found in kinds if found and not any(found)]
+    return f", without {' and '.join(lacking)}" if lacking else ""

@@ -71,6 +71,7 @@ def page(findings: Findings) -> dict[str, Any]:
         "deployed": findings.deployed,
         "title": _title(report["experiment"]),
         "lead": lead(findings, sites),
+        "learnt": learnt(findings),
         "verdict": verdict(report["claims"]),
         "tiles": _tiles(summary),
         "metrics": METRICS,
@@ -104,6 +105,24 @@ def enhances(findings: Findings) -> bool:
     campaign = findings.config.get("campaign", findings.config)
     enhance = campaign.get("enhance", {})
     return not isinstance(enhance, Mapping) or enhance.get("kind") != "none"
+
+
+def learnt(findings: Findings) -> str:
+    """How the recogniser learns where that is more than its labels, as rows call it (`multimix+selfreg`); else ""."""
+    campaign = findings.config.get("campaign", findings.config)
+    kind, selfreg = _kind(campaign.get("learn")), campaign.get("selfreg")
+    weights = selfreg if isinstance(selfreg, Mapping) else {}
+    on = [name for name in ("consistency", "distillation") if _above_nought(weights.get(f"{name}_weight"))]
+    suffix = {0: "", 1: "+scr" if "consistency" in on else "+ifd", 2: "+selfreg"}[len(on)]
+    return "" if (kind or "supervised") == "supervised" and not suffix else f"{kind or 'supervised'}{suffix}"
+
+
+def _kind(group: Any) -> str:
+    return str(group["kind"]) if isinstance(group, Mapping) and "kind" in group else ""
+
+
+def _above_nought(value: Any) -> bool:
+    return isinstance(value, int | float) and value > 0
 
 
 def lead(findings: Findings, sites: Sequence[str]) -> str:

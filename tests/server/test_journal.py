@@ -40,6 +40,16 @@ def test_a_watcher_reads_on_from_where_it_was(tmp_path: Path) -> None:
     ("event", "words"),
     [
         (SiteJoined("north", {"patients": 7}), "north joined with 7 patients"),
+        (
+            SiteJoined("north", {"patients": 7, "masks": 2, "diagnoses.a": 0, "diagnoses.b": 3}),
+            "north joined with 7 patients",
+        ),
+        (SiteJoined("north", {"patients": 7, "masks": 0}), "north joined with 7 patients, without masks"),
+        (SiteJoined("north", {"patients": 7, "diagnoses.a": 0}), "north joined with 7 patients, without diagnoses"),
+        (
+            SiteJoined("north", {"patients": 7, "masks": 0, "diagnoses.a": 0, "diagnoses.b": 0}),
+            "north joined with 7 patients, without masks and diagnoses",
+        ),
         (SiteRefused("north", "no"), "north does not take part: no"),
         (SiteRefused("", "no"), "a site does not take part: no"),
         (RoundStarted(1, 2, 1, ("north", "south")), "round 1 sent to north, south"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from server.findings import read_findings
-from server.page import lead, page, sites_of, verdict
+from server.page import lead, learnt, page, sites_of, verdict
 from server.wording import bytes_shown, duration_shown, shown
 
 
@@ -66,6 +68,25 @@ def test_a_recogniser_alone_is_told_without_enhancer_and_degraded_images(simulat
         ("Dice", "", False), ("accuracy", "", False), ("F1", "", False)
     ]  # fmt: skip
     assert not [limit for limit in shown_page["limits"] if "PSNR" in limit or "enhancer" in limit]
+
+
+@pytest.mark.parametrize(
+    ("campaign", "words"),
+    [
+        ({}, ""),
+        ({"learn": {"kind": "supervised"}, "selfreg": {"consistency_weight": 0.0, "distillation_weight": 0}}, ""),
+        ({"learn": {"kind": "multimix"}}, "multimix"),
+        ({"learn": {"kind": "multimix"}, "selfreg": {"consistency_weight": 0.015}}, "multimix+scr"),
+        ({"learn": {"kind": "unet"}, "selfreg": {"distillation_weight": 0.015}}, "unet+ifd"),
+        ({"selfreg": {"consistency_weight": 0.015, "distillation_weight": 0.015}}, "supervised+selfreg"),
+        ({"learn": "all", "selfreg": [1]}, ""),
+        ({"learn": {"kind": "enc"}, "selfreg": {"consistency_weight": "much"}}, "enc"),
+    ],
+)
+def test_page_says_how_the_recogniser_learns(deployed_run: Path, campaign: dict[str, Any], words: str) -> None:
+    findings = read_findings(deployed_run)
+    assert learnt(replace(findings, config={**findings.config, **campaign})) == words
+    assert learnt(replace(findings, config={"campaign": {**findings.config, **campaign}})) == words
 
 
 def test_deployed_page_names_no_comparator(deployed_run: Path) -> None:
