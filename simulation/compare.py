@@ -104,7 +104,7 @@ def compare(
     networks = models[0].networks
     chosen = pictures.chosen_of(networks, datas, judged[0], campaign, machine)
     shown = {
-        **pictures.examples(chosen, datas, judged[0], campaign),
+        **pictures.examples(networks, datas, chosen, campaign, machine),
         **explained.explanations(networks, datas, chosen, campaign, machine),
         **explained.diagnoses(networks, datas, chosen, campaign, machine),
         **explained.features(networks, chosen, campaign, machine),

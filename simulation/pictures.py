@@ -19,7 +19,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from client.dataset import SiteData, Slices
-from client.reading import Reading, dice_of, judged, read, true_probability
+from client.evaluate import evaluate
+from client.reading import Reading, dice_of, judged, read, taken, true_probability
 from shared.checkpoint import write_atomically
 from shared.config import CampaignConfig, MachineConfig
 from shared.networks import Networks
@@ -89,23 +90,25 @@ def choose(score_N: npt.NDArray[np.float64], slices: Slices) -> dict[str, int]:
 
 
 def examples(
-    chosen: Mapping[str, Chosen], datas: Mapping[str, SiteData], judged_by: Judged, campaign: CampaignConfig
-) -> Pictures:
+    networks: Networks, datas: Mapping[str, SiteData], chosen: Mapping[str, Chosen], campaign: CampaignConfig,
+    machine: MachineConfig,
+) -> Pictures:  # fmt: skip
     """The examples in every state, with truth, predictions, diagnoses and figures."""
     pictures: Pictures = {}
     for site, of_site in chosen.items():
         slices = datas[site].test
-        for which, index in of_site.indices.items():
-            prefix = f"example/{site}/{which}/"
-            pictures[f"{prefix}by"] = np.array(of_site.by)
+        shown = taken(slices, list(of_site.indices.values()))
+        values = evaluate(networks, shown, campaign, machine, surfaces=True).values
+        for place, (which, index) in enumerate(of_site.indices.items()):
+            truth = int(slices.diagnosis_N[index])
+            arrays: Pictures = {"by": np.array(of_site.by)}
             if slices.has_mask_N[index]:
-                pictures[f"{prefix}truth"] = slices.mask_NHW[index].numpy()
-            if campaign.diagnoses and slices.diagnosis_N[index] >= 0:
-                pictures[f"{prefix}diagnosis"] = np.array(int(slices.diagnosis_N[index]), dtype=np.int16)
+                arrays["truth"] = slices.mask_NHW[index].numpy()
+            if campaign.diagnoses and truth >= 0:
+                arrays["diagnosis"] = np.array(truth, dtype=np.int16)
             for state, reading in of_site.readings.items():
-                values = _figures(judged_by.by_test[site], state, index, len(slices), campaign)
-                arrays = {**_state_arrays(reading, state, index, int(slices.diagnosis_N[index])), **values}
-                pictures |= {f"{prefix}{key}": value for key, value in arrays.items()}
+                arrays |= _state_arrays(reading, state, index, truth) | _figures(values, state, place, campaign)
+            pictures |= {f"example/{site}/{which}/{key}": value for key, value in arrays.items()}
     return pictures
 
 
@@ -122,15 +125,15 @@ def _state_arrays(reading: Reading, state: str, index: int, truth: int) -> Pictu
     return arrays
 
 
-def _figures(values: Values, state: str, index: int, slices: int, campaign: CampaignConfig) -> Pictures:
-    # Without an enhancer, what is called enhanced is the judged image.
+def _figures(values: Values, state: str, place: int, campaign: CampaignConfig) -> Pictures:
+    # `evaluate` calls the judged image enhanced, with an enhancer and without.
     measured = "enhanced" if state == judged(campaign) else state
-    found: Pictures = {}
-    for metric in _FIGURES:
-        of_metric = values.get(f"{measured}.{metric}")
-        if of_metric is not None and len(of_metric) == slices and np.isfinite(of_metric[index]):
-            found[f"{metric}_{state}"] = np.array(of_metric[index], dtype=np.float32)
-    return found
+    of_metrics = {metric: values.get(f"{measured}.{metric}") for metric in _FIGURES}
+    return {
+        f"{metric}_{state}": np.array(value_N[place], dtype=np.float32)
+        for metric, value_N in of_metrics.items()
+        if value_N is not None and np.isfinite(value_N[place])
+    }
 
 
 def pixels(image_CHW: Tensor) -> npt.NDArray[np.float32]:

@@ -57,7 +57,7 @@ def all_of(networks: Networks, test: Slices, campaign: CampaignConfig, machine: 
     judged_by = Judged("federated", "all", {"a": evaluate(networks, test, campaign, machine).values}, {}, {"a": 1})
     chosen = pictures.chosen_of(networks, datas, judged_by, campaign, machine)
     return {
-        **pictures.examples(chosen, datas, judged_by, campaign),
+        **pictures.examples(networks, datas, chosen, campaign, machine),
         **explained.explanations(networks, datas, chosen, campaign, machine),
         **explained.diagnoses(networks, datas, chosen, campaign, machine),
         **explained.features(networks, chosen, campaign, machine),
@@ -180,6 +180,9 @@ def test_examples_say_what_was_read_and_what_is_true(campaign: CampaignConfig, m
             given = read_as.probabilities_NK[index, int(test.diagnosis_N[index])]
             np.testing.assert_allclose(arrays[f"{prefix}true_probability_{state}"], given, rtol=1e-6)
             np.testing.assert_allclose(arrays[f"{prefix}dice_{state}"], values[f"{state}.dice"][index], rtol=1e-6)
+            distance = arrays.get(f"{prefix}hd95_px_{state}")
+            both = [(mask[index] == code).any() for mask in (read_as.found_NHW, test.mask_NHW) for code in (1, 2)]
+            assert (distance is None) == (not (both[0] and both[2]) and not (both[1] and both[3]))
 
 
 def test_recogniser_alone_has_one_state_and_the_rule_is_told(campaign: CampaignConfig, machine: MachineConfig) -> None:
