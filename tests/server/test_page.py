@@ -11,6 +11,7 @@ import pytest
 
 from server.findings import read_findings
 from server.page import lead, learnt, page, sites_of, verdict
+from server.report import write_report
 from server.wording import bytes_shown, duration_shown, shown
 
 
@@ -110,3 +111,13 @@ def test_deployed_page_names_no_comparator(deployed_run: Path) -> None:
 )
 def test_figures_read_as_people_write_them(text: str, expected: str) -> None:
     assert text == expected
+
+
+def test_legend_of_the_spreads_names_the_settings_that_there_are(simulated_run: Path) -> None:
+    """A recogniser alone has no degraded images."""
+    legend = "</span>degraded</li>"
+    assert legend in write_report(simulated_run).read_text()
+    record = json.loads((simulated_run / "record.json").read_text())
+    record["rows"] = [row for row in record["rows"] if row["setting"] != "degraded"]
+    (simulated_run / "record.json").write_text(json.dumps(record))
+    assert legend not in write_report(simulated_run).read_text()
