@@ -20,8 +20,7 @@ in it stands under `enhanced`, how it differs from the clean one under `degraded
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -31,14 +30,13 @@ from torch import Tensor
 
 from client.batches import evaluation_batch, evaluation_batches
 from client.dataset import Slices
+from client.reading import images_of, reading, recognised
 from shared.batch import Batch
 from shared.config import CampaignConfig, MachineConfig
-from shared.enhance.consistency import enhanced_image
 from shared.images.quality import psnr_db_B, rmse_B, ssim_B
 from shared.metrics import moments
-from shared.networks import Networks, placed
+from shared.networks import Networks
 from shared.recognise.metrics import correct_P, mask_ssim_BK, mean_over_classes, of_all_patients, overlaps, per_patient
-from shared.recognise.recognition import Recognition
 from shared.recognise.surfaces import missed_B, surface_distances
 from shared.types import Metrics
 
@@ -85,7 +83,7 @@ def evaluate(
     """
     columns: dict[str, list[Tensor]] = {}
     spacings = torch.split(_spacing_N2(slices, campaign), BATCH_SIZE) if surfaces else itertools.repeat(None)
-    with _judging(networks, machine) as device:
+    with reading(networks, machine) as device, torch.inference_mode():
         for batch, spacing_B2 in zip(evaluation_batches(slices, campaign, BATCH_SIZE), spacings, strict=False):
             moved = batch.to(device, channels_last=machine.channels_last)
             for key, value in _batch_scores(networks, moved, campaign, machine, spacing_B2).items():
@@ -107,12 +105,12 @@ def predict(
     networks: Networks, slices: Slices, indices: Sequence[int], campaign: CampaignConfig, machine: MachineConfig
 ) -> Prediction:
     """Enhanced images and predicted masks of the given slices, with the degradation that `evaluate` uses."""
-    with _judging(networks, machine) as device:
+    with reading(networks, machine) as device, torch.inference_mode():
         batch = evaluation_batch(slices, campaign, torch.tensor(list(indices), dtype=torch.int64))
-        images = _images(networks, batch.to(device, channels_last=machine.channels_last), machine)
+        images = images_of(networks, batch.to(device, channels_last=machine.channels_last), machine)
         found = {}
         for state in judged_states(campaign):
-            logits_BKHW, _ = _recognised(networks, images[state], machine)
+            logits_BKHW = recognised(networks.recogniser, images[state], machine).mask_logits_BKHW
             if logits_BKHW is not None:
                 found[state] = logits_BKHW.argmax(1).byte().cpu()
         if found:  # what was not judged is the same image as the next
@@ -129,21 +127,6 @@ def predict(
     )
 
 
-@contextmanager
-def _judging(networks: Networks, machine: MachineConfig) -> Iterator[torch.device]:
-    """Inference on the machine's device; afterwards each network is in the mode that it was in."""
-    device = placed(networks, machine)
-    modes = [(network, network.training) for network in (networks.enhancer, networks.recogniser)]
-    try:
-        for network, _ in modes:
-            network.eval()
-        with torch.inference_mode():
-            yield device
-    finally:
-        for network, training in modes:
-            network.train(training)
-
-
 def judged_states(campaign: CampaignConfig) -> tuple[str, ...]:
     """The states that are different images: what recognition is judged on."""
     degraded, enhanced = campaign.degrade.kind != "none", campaign.enhance.kind != "none"
@@ -151,34 +134,18 @@ def judged_states(campaign: CampaignConfig) -> tuple[str, ...]:
     return tuple(state for state, judged in zip(STATES, there, strict=True) if judged)
 
 
-def _images(networks: Networks, batch: Batch, machine: MachineConfig) -> dict[str, Tensor]:
-    with _autocast(batch.clean_BCHW, machine):
-        enhanced_BCHW = enhanced_image(networks.enhancer, batch).float().clamp(0, 1)
-    return {"clean": batch.clean_BCHW, "degraded": batch.degraded_BCHW, "enhanced": enhanced_BCHW}
-
-
-def _recognised(networks: Networks, image_BCHW: Tensor, machine: MachineConfig) -> tuple[Tensor | None, Tensor | None]:
-    with _autocast(image_BCHW, machine):
-        recognition: Recognition = networks.recogniser(image_BCHW)
-    return recognition.mask_logits_BKHW, recognition.diagnosis_logits_BN
-
-
-def _autocast(tensor: Tensor, machine: MachineConfig) -> torch.autocast:
-    return torch.autocast(tensor.device.type, torch.bfloat16, enabled=machine.precision == "bfloat16")
-
-
 def _batch_scores(
     networks: Networks, batch: Batch, campaign: CampaignConfig, machine: MachineConfig, spacing_B2: Tensor | None
 ) -> dict[str, Tensor]:
-    images = _images(networks, batch, machine)
+    images = images_of(networks, batch, machine)
     scores = _quality_scores(images, batch, campaign)
     for state in judged_states(campaign):
-        mask_logits_BKHW, diagnosis_logits_BN = _recognised(networks, images[state], machine)
-        if mask_logits_BKHW is not None:
-            found = _mask_scores(mask_logits_BKHW, batch, campaign.data.masks, spacing_B2)
+        recognition = recognised(networks.recogniser, images[state], machine)
+        if recognition.mask_logits_BKHW is not None:
+            found = _mask_scores(recognition.mask_logits_BKHW, batch, campaign.data.masks, spacing_B2)
             scores.update({f"{state}.{name}": values for name, values in found.items()})
-        if diagnosis_logits_BN is not None:
-            scores[f"{state}.probabilities"] = diagnosis_logits_BN.double().softmax(1)
+        if recognition.diagnosis_logits_BN is not None:
+            scores[f"{state}.probabilities"] = recognition.diagnosis_logits_BN.double().softmax(1)
     return scores
 
 
