@@ -19,7 +19,10 @@ ALLOWED = {
 }
 ONLY_IN = {
     "flwr": ("client/app.py", "server/app.py", "shared/wire/flower.py", "simulation/run.py", "simulation/bench/"),
-    "monai": ("shared/recognise/downstream.py", "shared/recognise/attention.py", "simulation/bench/"),
+    "monai": (
+        *("shared/recognise/downstream.py", "shared/recognise/attention.py", "shared/recognise/surfaces.py"),
+        "simulation/bench/",
+    ),
     "onnx": ("shared/export.py",),
     "onnxscript": ("shared/export.py",),
     "onnxruntime": ("shared/export.py",),
