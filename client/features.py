@@ -3,6 +3,7 @@
     similarity   cosine of every pair of channels over the image, C x C
     attention    the mean over the channels of |feature|^2, divided by its sum over the image
                  Zagoruyko, Komodakis. 2017. https://arxiv.org/abs/1612.03928
+    gates        recognise=attention-unet: what each gate multiplies its skip with (shared/recognise/attention.py)
 
 SelfReg-UNet (Zhu et al. 2024, https://arxiv.org/abs/2406.14896) finds channels of one block that say the same, and
 shallow blocks that look elsewhere than deep ones: both can be seen here, before and after training. The features come
@@ -23,6 +24,7 @@ from torch.nn import functional as F
 from client.reading import reading, recognised
 from shared.config import MachineConfig
 from shared.networks import Networks
+from shared.recognise.attention import AttentionUNetRecogniser
 from shared.recognise.recognition import Recognition
 
 MOST_CHANNELS = 32
@@ -40,15 +42,21 @@ class Features:
     at most MOST_CHANNELS of them, -1 to 1; 0 for a channel that is 0 everywhere."""
     attention: Mapping[str, Map]
     """encoder 1..., deepest, decoder 1... -> (h, w) at the block's own size, sum 1; 0 for a block that is silent."""
+    gates: Mapping[str, Map]
+    """gate 1... from coarse to fine -> (h, w) at its skip's size, 0 to 1; empty for kinds without gates."""
 
 
 def features_of(networks: Networks, image_CHW: Tensor, machine: MachineConfig) -> Features:
     """What the recogniser's blocks say of an image as it is given to it; networks and modes are as before."""
     with reading(networks, machine) as device, torch.no_grad():
-        recognition = recognised(networks.recogniser, image_CHW[None].to(device), machine)
+        image_1CHW = image_CHW[None].to(device)
+        recognition = recognised(networks.recogniser, image_1CHW, machine)
+        gated = isinstance(networks.recogniser, AttentionUNetRecogniser)
+        maps = networks.recogniser.attention_maps(image_1CHW) if gated else []  # type: ignore[operator]
+    gates = {f"gate {number}": psi_B1HW[0, 0].float().cpu().numpy() for number, psi_B1HW in enumerate(maps, start=1)}
     compared = {name: similarity_CC(block_BCHW[0]) for name, block_BCHW in _ends(recognition).items()}
     looked = {name: attention_HW(block_BCHW[0]) for name, block_BCHW in blocks(recognition).items()}
-    return Features(compared, looked)
+    return Features(compared, looked, gates)
 
 
 def blocks(recognition: Recognition) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ The keys in a pictures npz (simulation/explained.py makes them):
     features/<before|after>/similarity/<name>  (C, C) int8, 127 is a cosine of 1
     features/<before|after>/redundancy/<name>  mean |cosine| of different channels
     features/<before|after>/attention/<block>  (h, w) uint8, one scale per block
+    features/gates, features/<before|after>/gates/<name>   names, and (h, w) uint8 with 255 for 1: attention U-Nets only
 
 A diagnosis that no test image is read as has no keys. An older run has none at all, and no such section either.
 """
@@ -73,9 +74,9 @@ class Blocks:
 @dataclass(frozen=True, slots=True)
 class Features:
     site: str
-    image: str
     similarity: Blocks
     attention: Blocks
+    gates: Blocks | None
 
 
 def diagnoses_shown(pictures: Pictures, diagnoses: Sequence[str]) -> Diagnoses | None:
@@ -112,11 +113,15 @@ def features_shown(pictures: Pictures) -> Features | None:
     if "features/image" not in pictures:
         return None
     image = pictures["features/image"]
+    size = (image.shape[1], image.shape[0])
+    colours = figures.gradient_css(ATTENTION_COLOURS)
+    attention = Bar("attention", colours, "0", "the block's largest, before or after")
+    gates = Bar("passes", colours, "0", "1")
     return Features(
         str(pictures.get("features/site", "")),
-        figures.image_uri(image),
         _similarity(pictures),
-        _attention(pictures, (image.shape[1], image.shape[0])),
+        _maps(pictures, "attention", pictures["features/blocks"], attention, size),
+        _maps(pictures, "gates", pictures["features/gates"], gates, size) if "features/gates" in pictures else None,
     )
 
 
@@ -140,15 +145,14 @@ def _similarity(pictures: Pictures) -> Blocks:
     return Blocks(tuple(columns), tuple(rows), (1, 1), bar)
 
 
-def _attention(pictures: Pictures, size: tuple[int, int]) -> Blocks:
-    names = [str(name) for name in pictures["features/blocks"]]
+def _maps(pictures: Pictures, kind: str, named: npt.NDArray[Any], bar: Bar, size: tuple[int, int]) -> Blocks:
+    names = [str(name) for name in named]
     rows = []
     for when in TIMES:
-        maps = [(name, pictures[f"features/{when}/attention/{name}"] / np.float32(255)) for name in names]
+        maps = [(name, pictures[f"features/{when}/{kind}/{name}"] / np.float32(255)) for name in names]
         squares = [
             Square(f"{name}, {when} training", figures.map_uri(shown, ATTENTION_COLOURS), "" if shown.any() else "0")
             for name, shown in maps
         ]
         rows.append((f"{when} training", tuple(squares)))
-    bar = Bar("attention", figures.gradient_css(ATTENTION_COLOURS), "0", "the block's largest, before or after")
     return Blocks(tuple(names), tuple(rows), size, bar)

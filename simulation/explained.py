@@ -113,7 +113,8 @@ def shows_features(campaign: CampaignConfig) -> bool:
 def features(
     networks: Networks, chosen: Mapping[str, Chosen], campaign: CampaignConfig, machine: MachineConfig
 ) -> Pictures:
-    """Of the first site's median example: similarity in -127 to 127, attention in a byte, on one scale per block."""
+    """Of the first site's median example: similarity in -127 to 127, attention in a byte, on one scale per block; gates
+    in a byte, 255 where all of the skip passes."""
     if not shows_features(campaign) or not chosen:
         return {}
     site, of_site = next(iter(chosen.items()))
@@ -126,6 +127,8 @@ def features(
         "features/compared": np.array(list(after.similarity)),
         "features/blocks": np.array(list(after.attention)),
     }
+    if after.gates:
+        pictures["features/gates"] = np.array(list(after.gates))
     for when, of_time in found.items():
         for name, similarity in of_time.similarity.items():
             pictures[f"features/{when}/similarity/{name}"] = np.round(similarity * 127).astype(np.int8)
@@ -133,6 +136,8 @@ def features(
                 pictures[f"features/{when}/redundancy/{name}"] = np.array(redundancy(similarity), dtype=np.float32)
         for name in after.attention:
             pictures[f"features/{when}/attention/{name}"] = levels(attention_shown(found, when, name))
+        for name, psi_HW in of_time.gates.items():
+            pictures[f"features/{when}/gates/{name}"] = levels(psi_HW)
     return pictures
 
 

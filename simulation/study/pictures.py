@@ -8,7 +8,8 @@ A picture is {"kind": ..., "caption": ..., "uri": ...}, the uri a PNG as a data 
     saliency     per diagnosis one test image that is read as it, and the saliency behind that; a diagnosis that no
                  test image is read as has none
     similarity   cosine between the channels of one block, before training (left) and after it (right)
-    attention    where each block is active, before training (above) and after it (below)
+    attention    where each block is active, before training (above) and after it (below); of an attention U-Net a
+                 second one, of its gates
 
 similarity and attention are there for learn= other than supervised and with selfreg. Together about 50 kB for images of
 64 x 64.
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,7 @@ def cell_pictures(
         found = before_and_after(networks, read_as.image_NCHW[chosen["median"]], campaign, machine)
         pictures += [_similarity(found["before"], found["after"], name) for name in found["after"].similarity]
         pictures.append(_attention(found))
+        pictures += [_gates(found)] if found["after"].gates else []
     return pictures
 
 
@@ -124,21 +126,34 @@ def _similarity(before: Features, after: Features, name: str) -> Picture:
     return {"kind": "similarity", "caption": caption, "uri": _uri(_beside(panels))}
 
 
-def _attention(found: dict[str, Features]) -> Picture:
+def _attention(found: Mapping[str, Features]) -> Picture:
     blocks = list(found["after"].attention)
-    rows = []
-    for when in ("before", "after"):
-        maps = [attention_shown(found, when, name) for name in blocks]
-        side = max(len(map_HW) for map_HW in maps)
-        times = max(1, SMALL // side)
-        sized = [_larger(map_HW, times * side // len(map_HW)) for map_HW in maps]
-        rows.append(_beside([_mapped(map_HW, "viridis") for map_HW in sized]))
-    gap = np.zeros((GAP, *rows[0].shape[1:]), np.uint8)
+    maps = {when: [attention_shown(found, when, name) for name in blocks] for when in found}
     caption = (
         f"Where each block is active (mean of squared features) in the same image, before training (above) and after "
         f"(below); from left to right: {', '.join(blocks)}. Each block has one scale for both."
     )
-    return {"kind": "attention", "caption": caption, "uri": _uri(np.concatenate([rows[0], gap, rows[1]]))}
+    return {"kind": "attention", "caption": caption, "uri": _uri(_above(maps["before"], maps["after"]))}
+
+
+def _gates(found: Mapping[str, Features]) -> Picture:
+    before, after = (list(found[when].gates.values()) for when in ("before", "after"))
+    caption = (
+        "What each gate lets pass of its skip, from 0 (dark) to 1 (bright), before training (above) and after (below); "
+        "from the coarsest gate to the finest."
+    )
+    return {"kind": "attention", "caption": caption, "uri": _uri(_above(before, after))}
+
+
+def _above(before: Sequence[npt.NDArray[Any]], after: Sequence[npt.NDArray[Any]]) -> Colours:
+    """Two rows of maps of 0 to 1, all at the size of the finest."""
+    side = max(len(map_HW) for map_HW in after)
+    times = max(1, SMALL // side)
+    above, below = (
+        _beside([_mapped(_larger(map_HW, times * side // len(map_HW)), "viridis") for map_HW in maps])
+        for maps in (before, after)
+    )
+    return np.concatenate([above, np.zeros((GAP, *above.shape[1:]), np.uint8), below])
 
 
 def _grey(image_CHW: Tensor, width: int) -> Colours:

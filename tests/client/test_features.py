@@ -69,7 +69,11 @@ def test_blocks_are_named_from_the_image_to_the_masks() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "compared"),
-    [("unet", ["shallow", "deep", "last"]), ("vnet", ["deep", "last"]), ("cnn", ["deep"])],
+    [
+        *((kind, ["shallow", "deep", "last"]) for kind in ("unet", "multimix", "attention-unet")),
+        ("vnet", ["deep", "last"]),
+        ("cnn", ["deep"]),
+    ],
 )
 def test_every_recogniser_shows_the_blocks_that_it_hands_out_and_stays_as_it_was(
     campaign: CampaignConfig, machine: MachineConfig, kind: str, compared: list[str]
@@ -85,6 +89,18 @@ def test_every_recogniser_shows_the_blocks_that_it_hands_out_and_stays_as_it_was
         np.testing.assert_allclose(matrix, matrix.T)
         assert np.isin(np.round(np.diag(matrix), 5), (0, 1)).all(), "1, and 0 for a channel that is silent"
     assert all(found.sum() == pytest.approx(1, rel=1e-4) or not found.any() for found in one.attention.values())
+    assert list(one.gates) == (["gate 1"] if kind == "attention-unet" else []), "one fewer than levels"
     assert networks.recogniser.training
     after = to_arrays(networks)
     assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_gates_are_what_the_skips_are_multiplied_with(campaign: CampaignConfig, machine: MachineConfig) -> None:
+    each = replace(campaign, recognise=replace(campaign.recognise, kind="attention-unet", depth=3))
+    networks, image_CHW = build_networks(each), disc_slices(1).clean_NCHW[0]
+    found = features_of(networks, image_CHW, machine).gates
+    with torch.no_grad():
+        maps = networks.recogniser.eval().attention_maps(image_CHW[None])  # type: ignore[operator]
+    assert [psi.shape for psi in found.values()] == [(16, 16), (32, 32)]
+    for psi, expected in zip(found.values(), maps, strict=True):
+        np.testing.assert_array_equal(psi, expected[0, 0])

@@ -94,7 +94,21 @@ def test_every_block_has_a_map_before_and_after_and_a_silent_one_says_so() -> No
     assert found.attention.columns == ("encoder 1", "deepest", "decoder 1")
     assert [when for when, _ in found.attention.rows] == ["before training", "after training"]
     assert [square.words for square in found.attention.rows[1][1]] == ["", "0", ""]
+    assert found.gates is None
     assert features_shown({}) is None
+
+
+def test_gates_are_shown_on_a_scale_from_nothing_to_all(simulated_run: Path) -> None:
+    arrays = features() | {"features/gates": np.array(["gate 1"])}
+    for when, level in (("before", 0), ("after", 255)):
+        arrays[f"features/{when}/gates/gate 1"] = np.full((16, 16), level, np.uint8)
+    found = features_shown(arrays)
+    assert found is not None
+    assert found.gates is not None
+    (_, (before,)), (_, (after,)) = found.gates.rows
+    assert pixels(after.uri)[0, 0].sum() > pixels(before.uri)[0, 0].sum() + 200
+    np.savez(simulated_run / "pictures" / "gradprom-seed0.npz", **of_run(simulated_run), **arrays)
+    assert "What the gates let pass" in write_report(simulated_run).read_text()
 
 
 def test_report_shows_both_and_an_older_run_neither(simulated_run: Path) -> None:

@@ -67,6 +67,15 @@ def test_every_way_of_learning_has_its_pictures(
     assert found[1]["caption"].startswith(f"The worst test image by {by};")
 
 
+def test_attention_unet_shows_its_gates_too(campaign: CampaignConfig, machine: MachineConfig) -> None:
+    each = alone(campaign, LearnConfig(kind="umtl"))
+    each = replace(each, recognise=replace(each.recognise, kind="attention-unet"))
+    found = cell_pictures(build_networks(each), site(disc_slices(6)), each, machine)
+    attention = [picture["caption"] for picture in found if picture["kind"] == "attention"]
+    assert len(attention) == 2
+    assert attention[1].startswith("What each gate lets pass of its skip")
+
+
 def test_pictures_of_large_noisy_images_stay_below_150_kilobytes(
     campaign: CampaignConfig, machine: MachineConfig
 ) -> None:
