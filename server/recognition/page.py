@@ -49,7 +49,7 @@ def recognition_of(report: Report) -> Recognition:
         cells = cells_of(report, parts)
         sheet = sheet_of(rows, [part["name"] for part in parts])
         sections.append(_section(name, report, parts, sheet, cells))
-        details[name] = () if name == "unseen" or name.startswith("ladder") else tuple(details_of(sheet, name))
+        details[name] = tuple(details_of(sheet, name))
         looks[name] = tuple(looks_of(sheet, cells, seen))
         seen |= {cell.get("key", "") for cell in cells}
     return Recognition(whole_of(report, tuple(headlines_of(rows)), tuple(sections), PROMISES), details, looks)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from server import figures
-from server.recognition.rows import Model, Sheet
-from server.recognition.wording import COLOURS, MARKERS, label, ordered, place_label, whole_label
+from server.recognition.rows import SELFREG, Model, Sheet
+from server.recognition.wording import COLOURS, MARKERS, REGULARISERS, label, ordered, place_label, whole_label
 from server.study.drawing import Curve, Panel, Picture
 from server.study.statistics import mean, mean_of
 from server.study.wording import SHOWN
@@ -68,7 +68,7 @@ def _curve(name: str, model: Model, points: Sequence[tuple[float, float]]) -> Cu
     return Curve(name, COLOURS.get(model.method, "#7b8794"), MARKERS.get(model.method, "o"), xs, ys, dashed=dashed)
 
 
-def rank_picture(sheet: Sheet, cells: Sequence[Mapping[str, Any]], name: str) -> Picture | None:
+def rank_picture(sheet: Sheet, cells: Sequence[Mapping[str, Any]], table: str) -> Picture | None:
     """Effective rank of the features over training, per network and data set: what collapses falls towards 1."""
     by_key = {cell["key"]: cell["rounds"] for cell in cells if "key" in cell}
     panels = []
@@ -78,18 +78,20 @@ def rank_picture(sheet: Sheet, cells: Sequence[Mapping[str, Any]], name: str) ->
             groups.setdefault((model.method, model.recogniser), []).append(model)
         for models in groups.values():
             curves = []
-            for number, model in enumerate(models):
+            for model in models:
+                number = SELFREG.index(model.selfreg) if model.selfreg in SELFREG else len(SELFREG)
                 rows = sheet.test.get((model, place), {}).values()
                 points = _records([by_key.get(row.get("cell", ""), []) for row in rows], "feature_rank")
                 if points:
                     xs, ys = zip(*points, strict=True)
                     colour, marker = figures.site_colour(number), figures.site_marker(number)
-                    curves.append(Curve(label(model, models), colour, marker, xs, ys))
+                    name = REGULARISERS.get(model.selfreg, "without")
+                    curves.append(Curve(name, colour, marker, xs, ys))
             if curves:
                 title = f"{label(models[0], sheet.models)}, {whole_label(place)}"
                 panels.append(Panel(title, "training record", tuple(curves)))
     caption = "Effective rank of the last decoder block's features over training, mean over seeds; 1: all alike."
-    return Picture(name, caption, tuple(panels)) if panels else None
+    return Picture(table, caption, tuple(panels)) if panels else None
 
 
 def accept_picture(sheet: Sheet, cells: Sequence[Mapping[str, Any]], name: str) -> Picture | None:

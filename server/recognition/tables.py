@@ -17,18 +17,21 @@ from server.recognition.wording import ordered, place_label, whole_label
 from server.study.rows import STATES
 from server.study.statistics import BySeed, mean, paired
 from server.study.tables import Block, Line, Score
-from server.study.wording import NEUTRAL, heading
+from server.study.wording import heading
 
 MERGED = {
     "thirds": ("thirds", "thirds-pooled", "thirds-local"),
     "unseen": ("unseen", "unseen-pooled", "unseen-local"),
 }
 """Tables of the plan that answer one question together."""
-MASK_METRICS = ("dice", "jaccard", "hd95_mm", "hd95_px", "mask_ssim", "precision", "recall")
+MASK_METRICS = ("dice", "jaccard", "hd95_mm", "hd95_px", "missed", "mask_ssim", "precision", "recall")
 DIAGNOSIS_METRICS = ("accuracy", "f1", "auc")
 METRICS = MASK_METRICS + DIAGNOSIS_METRICS
 _DISTANCES = ("hd_mm", "hd_px", "ahd_mm", "ahd_px")
 _IMAGE = ("psnr_db", "ssim", "judge_dice", "judge_accuracy")
+_COUNTED = ("pseudo_offered", "pseudo_accept_rate", "pseudo_accepted", "images")
+"""What is shown as it is: no difference of it says anything."""
+_TASKS = ("dice", "accuracy")
 _UNSEEN = ("dice", "hd95_mm", "hd95_px", "accuracy", "f1")
 Reference = Callable[[Model, Place, str], Model | None]
 
@@ -36,17 +39,16 @@ Reference = Callable[[Model, Place, str], Model | None]
 def blocks_of(sheet: Sheet, name: str, cells: Sequence[Mapping[str, object]] = ()) -> list[Block]:
     """The table `name` of the study; empty where no model was tested. `cells` tell which sites have which labels."""
     if name.startswith("ladder"):
-        return list(_ladder(sheet, name))
+        return list(_ladder(sheet, name, _TASKS))
     if name == "unseen":
         return list(_unseen(sheet))
-    metrics: tuple[str, ...] = METRICS
-    if name == "whole":
-        metrics = METRICS + _IMAGE
-    if name.startswith("selfreg"):
-        metrics = (*METRICS, "feature_rank")
     if name == "thirds":
         sheet = without_untrained(sheet, cells)
-    return list(_by_place(sheet, name, metrics))
+    ranked = ("feature_rank",) if name.startswith("selfreg") else ()
+    images = [("images", _IMAGE)] if name == "whole" else []
+    groups = [("masks", MASK_METRICS + ranked), ("diagnoses", DIAGNOSIS_METRICS), *images]
+    groups = [(title, metrics) for title, metrics in groups if _there(sheet, sheet.conditions, metrics)]
+    return list(_by_place(sheet, name, groups))
 
 
 def details_of(sheet: Sheet, name: str) -> list[Block]:
@@ -55,15 +57,16 @@ def details_of(sheet: Sheet, name: str) -> list[Block]:
     taken = ["pseudo_offered", "pseudo_accept_rate"]
     taken += sorted({key for row in _rows(sheet) for key in row if key.startswith("pseudo_accepted.")})
     parts = [f"images.{part}" for part in ("encoder", "decoder", "diagnosis", "prior")] if name == "thirds" else []
-    blocks = []
-    for title, metrics in (
+    if name == "unseen":
+        return []
+    if name.startswith("ladder"):
+        return list(_ladder(sheet, name, [key for key in METRICS if key not in _TASKS]))
+    groups = (
         ("Each class", [*per_class, *_DISTANCES]),
         ("Pseudo-labels in training", taken),
         ("Images per round whose loss moved each part of the network", parts),
-    ):
-        for block in _by_place(sheet, name, metrics):
-            blocks.append(replace(block, title=f"{title}: {block.title}" if block.title else title))
-    return blocks
+    )
+    return list(_by_place(sheet, name, groups))
 
 
 def _rows(sheet: Sheet) -> Iterator[Mapping[str, object]]:
@@ -95,24 +98,27 @@ def _there(sheet: Sheet, places: Sequence[Place], metrics: Sequence[str]) -> lis
     ]
 
 
-def _by_place(sheet: Sheet, name: str, metrics: Sequence[str]) -> Iterator[Block]:
+def _by_place(sheet: Sheet, name: str, groups: Sequence[tuple[str, Sequence[str]]]) -> Iterator[Block]:
+    """A block per place and group of metrics."""
     places = sheet.conditions
     compared = reference_in(sheet, name)
     for place in places:
-        there = _there(sheet, [place], metrics)
-        lines = [_state(sheet, state, place, there) for state in STATES]
-        lines += [_line(sheet, model, [(place, key) for key in there], compared) for model in ordered(sheet.models)]
-        title = place_label(place, places) if len(places) > 1 else ""
-        block = Block(title, tuple(map(heading, there)), tuple(line for line in lines if any(line.scores)))
-        if there and block.lines:
-            yield block
+        for group, metrics in groups:
+            there = _there(sheet, [place], metrics)
+            lines = [_state(sheet, state, place, there) for state in STATES]
+            lines += [_line(sheet, model, [(place, key) for key in there], compared) for model in ordered(sheet.models)]
+            where = place_label(place, places) if len(places) > 1 else ""
+            title = ": ".join(filter(None, (where, group if len(groups) > 1 else "")))
+            block = Block(title, tuple(map(heading, there)), tuple(line for line in lines if any(line.scores)))
+            if there and block.lines:
+                yield block
 
 
-def _ladder(sheet: Sheet, name: str) -> Iterator[Block]:
+def _ladder(sheet: Sheet, name: str, metrics: Sequence[str]) -> Iterator[Block]:
     """A block per metric, label settings across."""
     places = sheet.conditions
     compared = reference_in(sheet, name)
-    for key in _there(sheet, places, METRICS):
+    for key in _there(sheet, places, metrics):
         shown = [place for place in places if _there(sheet, [place], [key])]
         lines = [_line(sheet, model, [(place, key) for place in shown], compared) for model in ordered(sheet.models)]
         columns = tuple(place_label(place, shown) or whole_label(place) for place in shown)
@@ -134,7 +140,7 @@ def _score(sheet: Sheet, model: Model, place: Place, key: str, reference: Model 
     values = sheet.values(model, place, key)
     if not values:
         return None
-    if reference is None or key.partition(".")[0] in NEUTRAL:
+    if reference is None or key.partition(".")[0] in _COUNTED:
         return Score(key, mean(values), len(values))
     return Score(key, mean(values), len(values), paired(values, sheet.values(reference, place, key)))
 

@@ -54,7 +54,7 @@ def label(model: Model, among: Sequence[Model]) -> str:
     if varies("recogniser"):
         words.append(NETWORKS.get(model.recogniser, model.recogniser))
     if varies("mask_ssl"):
-        words.append(f"masks: {model.mask_ssl}")
+        words.append(f"divergence {model.mask_ssl}")
     if varies("objective"):
         words.append("alone" if model.objective == "none" else model.objective)
     if varies("setting"):
@@ -75,9 +75,9 @@ def ordered(models: Sequence[Model]) -> list[Model]:
         key=lambda model: (
             place(NETWORK_ORDER, model.recogniser) if model.method == "supervised" else 0,
             place(ORDER, model.method),
-            place(SETTINGS, model.setting),
             place(SELFREG, model.selfreg),
             place(MASK_SSL, model.mask_ssl),
+            place(SETTINGS, model.setting),
             model.site == "all",
             *(str(getattr(model, each.name)) for each in fields(Model)),
         ),

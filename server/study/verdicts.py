@@ -7,7 +7,7 @@ from typing import Any
 
 from server.study.promises import NOT_CONTRADICTED
 from server.study.tables import Score
-from server.study.wording import shown_of, signed
+from server.study.wording import NEUTRAL, shown_of, signed
 
 
 def counted(claims: Sequence[Mapping[str, Any]]) -> str:
@@ -45,6 +45,8 @@ def certain(claim: Mapping[str, Any]) -> bool:
 def verdict_of(score: Score) -> str:
     """A word for the colour of a difference: good, bad, or nothing where the interval holds 0."""
     if score.difference is None or score.difference.verdict in ("open", "one seed"):
+        return ""
+    if score.metric in NEUTRAL:
         return ""
     better = (score.difference.verdict == "above") == shown_of(score.metric).higher_is_better
     return "good" if better else "bad"

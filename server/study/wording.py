@@ -14,16 +14,6 @@ UPHILL = (
     "step's own batch"
 )
 _RECOGNITION = {
-    "jaccard": Shown("Jaccard", "intersection over union of predicted and true outline"),
-    "mask_ssim": Shown("mask SSIM", "SSIM of predicted and true mask"),
-    "hd_mm": Shown("Hausdorff", "largest distance between outlines", 2, "mm", False),
-    "ahd_mm": Shown("average Hausdorff", "average distance between outlines", 2, "mm", False),
-    "hd_px": Shown("Hausdorff", "largest distance between outlines", 2, "px", False),
-    "ahd_px": Shown("average Hausdorff", "average distance between outlines", 2, "px", False),
-    "hd95_px": Shown("HD95", "95 % Hausdorff distance between outlines", 2, "px", False),
-    "precision": Shown("precision", "share of the predicted pixels that are right"),
-    "recall": Shown("recall", "share of the true pixels that are found"),
-    "f1": Shown("F1", "mean over diagnoses"),
     "drop": Shown("drop", "tests of the own hospitals minus those of the never-seen one", 3, "", False),
     "feature_rank": Shown("feature rank", "effective rank of the last decoder block's features, at the end", 2),
     "pseudo_offered": Shown("offered", "images without a diagnosis, drawn in training", 0),
@@ -49,8 +39,8 @@ SHOWN: Mapping[str, Shown] = {
     "added_share": Shown("added share", "length of what recognition added, over |g|", 3),
     "loss_enhance": Shown("main loss", "of the last training record", 5, "", False),
 }
-NEUTRAL = ("gate_open_rate", "mean_cosine", "added_share", "bytes_up", "pseudo_offered", "pseudo_accept_rate",
-           "pseudo_accepted", "images")  # fmt: skip
+NEUTRAL = ("gate_open_rate", "mean_cosine", "added_share", "bytes_up", "feature_rank", "pseudo_offered",
+           "pseudo_accept_rate", "pseudo_accepted", "images")  # fmt: skip
 """Neither more nor less of these is better."""
 COLOURS: Mapping[str, str] = {
     "gradprom": "#3b74e0",

@@ -70,13 +70,13 @@ def _more(
     if looks:
         yield ""
         yield "<details><summary>What it looks like</summary>"
-        for number, look in enumerate(looks):
-            path = images / f"{stem}-{name}-look-{number}.png"
+        for kind, look in {each.kind: each for each in looks}.items():  # the last model's; report.html has them all
+            path = images / f"{stem}-{name}-{kind}.png"
             images.mkdir(parents=True, exist_ok=True)
             write_atomically(path, base64.b64decode(look.uri.partition(",")[2]))
             link = Path(os.path.relpath(path, out.parent)).as_posix()
             yield ""
-            yield f"![{KINDS[look.kind]}]({link})"
+            yield f"![{KINDS[kind]}]({link})"
             yield f"*{escaped(look.of)}.* {escaped(look.caption)}"
         yield ""
         yield "</details>"
