@@ -75,6 +75,11 @@ class Strip:
     """What the image was chosen by."""
 
     @property
+    def outlined(self) -> bool:
+        """Some outline is drawn."""
+        return any(panel.contours for panel in self.panels)
+
+    @property
     def predicted(self) -> bool:
         """Something that was predicted is drawn."""
         return any(not is_truth for panel in self.panels for _, _, is_truth in panel.contours)
