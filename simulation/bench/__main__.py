@@ -14,6 +14,8 @@ from simulation.bench import Case
 BENCHES = {
     "gradprom-step-naive": "simulation.bench.gradprom_step_naive",
     "gradprom-step-joint": "simulation.bench.gradprom_step_joint",
+    "multimix-step": "simulation.bench.multimix_step",
+    "selfreg": "simulation.bench.selfreg",
     "loading": "simulation.bench.loading",
     "simulate": "simulation.bench.simulate",
     "aggregate": "simulation.bench.aggregate",
