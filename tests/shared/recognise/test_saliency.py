@@ -257,3 +257,21 @@ def test_while_training_saliency_is_taken_with_dropout_and_leaves_nothing_behind
     assert not [name for name, weight in recogniser.named_parameters() if weight.grad is not None]
     recognition.mask_logits_BKHW.sum().backward()
     assert batch.grad is None
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_layout_in_memory_does_not_matter(kind: str) -> None:
+    recogniser, batch = network(kind).double(), images(3, (21, 34), 1).double()
+    expected = by_autograd(recogniser, batch)
+    recogniser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    found = saliency_of(recogniser, batch.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_bfloat16_the_closed_form_is_as_near_as_autograds(kind: str) -> None:
+    recogniser, batch = network(kind, channels=8), images(4, (32, 32))
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = saliency_of(recogniser, batch), by_autograd(recogniser, batch)
+    together = torch.corrcoef(torch.stack([ours.float().flatten(), theirs.float().flatten()]))
+    assert float(together[0, 1]) > 0.99
