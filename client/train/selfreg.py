@@ -97,53 +97,62 @@ def _pulled(
     targets: Sequence[Tensor | None] = [None] * len(maps)
     if teacher_BCHW is not None and consistency > 0:
         targets = _targets(maps, teacher_BCHW.detach().mean(1, keepdim=True, dtype=torch.float32))
-    terms = []
+    pulled, asked = list[Tensor](), list[_Asked]()
     for map_BCHW, target_B1HW, share in zip(maps, targets, distillation, strict=True):
         if target_B1HW is not None and target_B1HW.shape[-2:] != map_BCHW.shape[-2:]:
             # The teacher is the smaller one: its pull is of another map than the one that is distilled.
-            smaller_BCHW = _pooled_BCHW(map_BCHW, target_B1HW)
-            terms.append(_pull(smaller_BCHW, target_B1HW, consistency, 0.0, detach))
+            pulled.append(_pooled_BCHW(map_BCHW, target_B1HW))
+            asked.append((target_B1HW, consistency, 0.0))
             target_B1HW = None
-        terms.append(_pull(map_BCHW, target_B1HW, consistency, share, detach))
-    return torch.stack(terms).sum()
+        pulled.append(map_BCHW)
+        asked.append((target_B1HW, consistency, share))
+    return _pull(asked, detach, *pulled)
+
+
+_Asked = tuple[Tensor | None, float, float]
+"""Of one map: target_B1HW, a constant, or None for no consistency; the weights of consistency and distillation."""
 
 
 class _Pull(torch.autograd.Function):
-    """consistency mean |F - target|^2 + distillation mean |second half - first half|^2 of one map F, with its gradient.
-
-    No target: the second term alone. `target_B1HW` is a constant.
-    """
+    """The sum over maps F of consistency mean |F - target|^2 + distillation mean |second half - first half|^2, with one
+    gradient for each. Maps are taken together because small ones cost less than the calls to handle them."""
 
     @staticmethod
-    def forward(
-        ctx: Any, map_BCHW: Tensor, target_B1HW: Tensor | None, consistency: float, distillation: float, detach: bool
-    ) -> Tensor:
-        half = map_BCHW.shape[1] // 2
-        if target_B1HW is None:
-            pull_BCHW, scale = torch.zeros_like(map_BCHW, dtype=torch.float32), 1.0
-            loss = pull_BCHW.new_zeros(())
-        else:
-            pull_BCHW, scale = _less(map_BCHW, target_B1HW), consistency / map_BCHW.numel()
-            loss = scale * torch.linalg.vector_norm(pull_BCHW).square()
-        if half and distillation > 0:
-            apart_BCHW = _less(map_BCHW[:, half : 2 * half], map_BCHW[:, :half])
-            of_distillation = distillation / apart_BCHW.numel()
-            loss = loss + of_distillation * torch.linalg.vector_norm(apart_BCHW).square()
-            pull_BCHW[:, half : 2 * half].add_(apart_BCHW, alpha=of_distillation / scale)
-            if not detach:
-                pull_BCHW[:, :half].sub_(apart_BCHW, alpha=of_distillation / scale)
-        ctx.save_for_backward(pull_BCHW)
-        ctx.scale = 2 * scale
-        return loss
+    def forward(ctx: Any, asked: Sequence[_Asked], detach: bool, *maps: Tensor) -> Tensor:
+        pulls, scales, norms, weights = [], [], [], []
+        for map_BCHW, (target_B1HW, consistency, distillation) in zip(maps, asked, strict=True):
+            half = map_BCHW.shape[1] // 2
+            if target_B1HW is None:
+                pull_BCHW, scale = torch.zeros_like(map_BCHW, dtype=torch.float32), 1.0
+            else:
+                pull_BCHW, scale = _less(map_BCHW, target_B1HW), consistency / map_BCHW.numel()
+                norms.append(torch.linalg.vector_norm(pull_BCHW))
+                weights.append(scale)
+            if half and distillation > 0:
+                apart_BCHW = _less(map_BCHW[:, half : 2 * half], map_BCHW[:, :half])
+                weight = distillation / apart_BCHW.numel()
+                norms.append(torch.linalg.vector_norm(apart_BCHW))
+                weights.append(weight)
+                pull_BCHW[:, half : 2 * half].add_(apart_BCHW, alpha=weight / scale)
+                if not detach:
+                    pull_BCHW[:, :half].sub_(apart_BCHW, alpha=weight / scale)
+            pulls.append(pull_BCHW)
+            scales.append(2 * scale)
+        ctx.save_for_backward(*pulls)
+        ctx.scales = scales
+        if not norms:
+            return maps[0].new_zeros((), dtype=torch.float32)
+        norms_T = torch.stack(norms)
+        return torch.dot(norms_T.square(), norms_T.new_tensor(weights))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_loss: Tensor) -> tuple[Tensor | None, ...]:
-        (pull_BCHW,) = ctx.saved_tensors
-        return pull_BCHW * (ctx.scale * of_loss), None, None, None, None
+        scales = (of_loss * of_loss.new_tensor(ctx.scales)).unbind()
+        return None, None, *(pull_BCHW * scale for pull_BCHW, scale in zip(ctx.saved_tensors, scales, strict=True))
 
 
-_pull: Callable[[Tensor, Tensor | None, float, float, bool], Tensor] = _Pull.apply
+_pull: Callable[..., Tensor] = _Pull.apply
 
 
 def sorted_BCHW(features_BCHW: Tensor) -> Tensor:
