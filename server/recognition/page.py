@@ -50,7 +50,7 @@ def recognition_of(report: Report) -> Recognition:
         sheet = sheet_of(rows, [part["name"] for part in parts])
         sections.append(_section(name, report, parts, sheet, cells))
         details[name] = tuple(details_of(sheet, name))
-        looks[name] = tuple(looks_of(sheet, cells, seen))
+        looks[name] = tuple(looks_of(sheet, cells, name, seen))
         seen |= {cell.get("key", "") for cell in cells}
     return Recognition(whole_of(report, tuple(headlines_of(rows)), tuple(sections), PROMISES), details, looks)
 

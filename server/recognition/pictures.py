@@ -20,11 +20,12 @@ from server.study.statistics import mean, mean_of
 from server.study.wording import SHOWN
 
 KINDS: Mapping[str, str] = {
-    "contours": "Outlines: predicted against the truth",
+    "contours": "Outlines: predicted in colour, the truth white and dashed",
     "saliency": "What the class head looked at",
     "similarity": "Similarity of features, shallow and deep blocks",
     "attention": "Attention, shallow and deep blocks",
 }
+FEATURES = ("similarity", "attention")
 MOST_LOOKS = 24
 """Pictures of each kind that a question shows: a page has to open on a laptop."""
 _IMAGE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
@@ -107,7 +108,7 @@ def accept_picture(sheet: Sheet, cells: Sequence[Mapping[str, Any]], name: str) 
                 curves.append(_curve(label(model, sheet.models), model, points))
         if curves:
             title = f"pseudo-labels taken, share: {whole_label(place)}"
-            panels.append(Panel(title, "training record", tuple(curves), limits=(0.0, 1.0)))
+            panels.append(Panel(title, "training record", tuple(curves), limits=(-0.02, 1.02)))
     caption = "Share of the images without a diagnosis whose pseudo-label was confident enough, mean over seeds."
     return Picture(name, caption, tuple(panels)) if panels else None
 
@@ -122,15 +123,20 @@ def _records(runs: Sequence[Sequence[Mapping[str, Any]]], key: str) -> list[tupl
     return [(float(number), mean_of(values)) for number, values in sorted(points.items())]
 
 
-def looks_of(sheet: Sheet, cells: Sequence[Mapping[str, Any]], known: Set[str] = frozenset()) -> list[Look]:
-    """What the cells look like, model by model; nothing that is no PNG in the page itself, no cell of `known`."""
+def looks_of(sheet: Sheet, cells: Sequence[Mapping[str, Any]], name: str, known: Set[str] = frozenset()) -> list[Look]:
+    """What the cells look like, model by model; nothing that is no PNG in the page itself.
+
+    Features are shown where SelfReg is asked about; outlines and saliency with the first table that has the cell, since
+    cells are shared: not those of `known`.
+    """
     models = {row.get("cell", ""): model for (model, _), rows in sheet.test.items() for row in rows.values()}
-    by_key = {cell["key"]: cell for cell in cells if "key" in cell and cell["key"] not in known}
     looks: dict[str, list[Look]] = {kind: [] for kind in KINDS}
     for model in ordered(sheet.models):
-        for key, cell in by_key.items():
+        for cell in cells:
+            key = cell.get("key", "")
             for item in (cell.get("pictures") or ()) if models.get(key) == model else ():
-                if item["kind"] in looks and _IMAGE.fullmatch(item["uri"]):
-                    name = label(model, sheet.models)
-                    looks[item["kind"]].append(Look(item["kind"], item["uri"], item["caption"], name))
+                kind, uri = item["kind"], item["uri"]
+                wanted = name.startswith("selfreg") if kind in FEATURES else key not in known
+                if kind in KINDS and wanted and _IMAGE.fullmatch(uri):
+                    looks[kind].append(Look(kind, uri, item["caption"], label(model, sheet.models)))
     return [look for shown in looks.values() for look in shown[:MOST_LOOKS]]

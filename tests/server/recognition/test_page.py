@@ -101,6 +101,24 @@ def test_pictures_of_cells_are_shown_with_their_model_and_only_as_png_in_the_pag
     assert (look.kind, look.of) == ("contours", "MultiMix")
 
 
+def test_a_shared_cell_shows_outlines_once_and_its_features_where_selfreg_is_asked_about(
+    record: dict[str, Any], tmp_path: Path
+) -> None:
+    shared = [row for row in record["rows"] if row["method"] == "multimix"]
+    record["rows"] += [row | {"table": "selfreg"} for row in shared]
+    table = record["study"]["tables"][0]
+    record["study"]["tables"].append({**table, "name": "selfreg", "missing": []})
+    for each in record["study"]["cells"]:
+        if each["key"].startswith("multimix") and each["seed"] == 0:
+            each["tables"] = ["few", "selfreg"]
+            each["pictures"] = [{"kind": kind, "caption": kind, "uri": DOT} for kind in ("contours", "similarity")]
+    written(record, tmp_path)
+    looks = recognition_of(json.loads((tmp_path / "report.json").read_text())).looks
+    assert {name: [look.kind for look in found] for name, found in looks.items()} == {
+        "few": ["contours"], "unseen": [], "selfreg": ["similarity"],
+    }  # fmt: skip
+
+
 def test_text_of_others_is_escaped(record: dict[str, Any], tmp_path: Path) -> None:
     attack = "<script>alert(1)</script>"
     for key in ("title", "question"):
