@@ -56,13 +56,13 @@ def judged(campaign: CampaignConfig) -> str:
 
 def read(networks: Networks, slices: Slices, campaign: CampaignConfig, machine: MachineConfig) -> Mapping[str, Reading]:
     """State -> what is read in it, with the degradation that `evaluate` uses; networks and modes are as before."""
-    parts: dict[str, list[tuple[Tensor, Recognition]]] = {state: [] for state in states_of(campaign)}
+    parts: dict[str, list[Reading]] = {state: [] for state in states_of(campaign)}
     with reading(networks, machine) as device, torch.no_grad():
         for batch in evaluation_batches(slices, campaign, BATCH_SIZE):
             images = images_of(networks, batch.to(device, channels_last=machine.channels_last), machine)
             for state, of_state in parts.items():
-                of_state.append((images[state].cpu(), recognised(networks.recogniser, images[state], machine)))
-    return {state: _reading(of_state, slices) for state, of_state in parts.items()}
+                of_state.append(_read(images[state], recognised(networks.recogniser, images[state], machine)))
+    return {state: joined(of_state) if of_state else _nothing(slices) for state, of_state in parts.items()}
 
 
 @contextmanager
@@ -92,13 +92,28 @@ def recognised(recogniser: nn.Module, image_BCHW: Tensor, machine: MachineConfig
     return recognition
 
 
-def _reading(parts: Sequence[tuple[Tensor, Recognition]], slices: Slices) -> Reading:
-    masks = [found.mask_logits_BKHW.argmax(1).byte().cpu() for _, found in parts if found.mask_logits_BKHW is not None]
-    logits = [found.diagnosis_logits_BN for _, found in parts if found.diagnosis_logits_BN is not None]
+def _read(image_BCHW: Tensor, recognition: Recognition) -> Reading:
+    """What is kept of a batch: without the features, which are many times its size."""
+    masks, logits_BK = recognition.mask_logits_BKHW, recognition.diagnosis_logits_BN
     return Reading(
-        torch.cat([image_BCHW for image_BCHW, _ in parts]) if parts else slices.clean_NCHW,
+        image_BCHW.cpu(),
+        None if masks is None else masks.argmax(1).byte().cpu(),
+        None if logits_BK is None else logits_BK.double().softmax(1).cpu().numpy(),
+    )
+
+
+def _nothing(slices: Slices) -> Reading:
+    return Reading(slices.clean_NCHW, None, None)
+
+
+def joined(readings: Sequence[Reading]) -> Reading:
+    """Readings of one state, one after the other."""
+    masks = [part.found_NHW for part in readings if part.found_NHW is not None]
+    probabilities = [part.probabilities_NK for part in readings if part.probabilities_NK is not None]
+    return Reading(
+        torch.cat([part.image_NCHW for part in readings]),
         torch.cat(masks) if masks else None,
-        torch.cat(logits).double().softmax(1).cpu().numpy() if logits else None,
+        np.concatenate(probabilities) if probabilities else None,
     )
 
 

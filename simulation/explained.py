@@ -12,13 +12,12 @@ from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from client.dataset import SiteData, merge_slices
 from client.explain import Behind, Maps, behind_diagnoses, explain
 from client.features import Features, features_of, redundancy
-from client.reading import Reading, judged
+from client.reading import joined, judged
 from shared.config import CampaignConfig, MachineConfig
 from shared.networks import Networks, build_networks
 from simulation.pictures import Chosen, Pictures, pixels
@@ -92,17 +91,6 @@ def brightest(behind: Behind) -> npt.NDArray[np.uint8]:
     """The saliency in a byte per pixel, on its own scale."""
     largest = float(np.quantile(behind.saliency_HW, SALIENCY_SCALE))
     return levels(behind.saliency_HW / (largest or 1.0))
-
-
-def joined(readings: list[Reading]) -> Reading:
-    """Several sites' readings of one state, one after the other."""
-    masks = [reading.found_NHW for reading in readings if reading.found_NHW is not None]
-    probabilities = [reading.probabilities_NK for reading in readings if reading.probabilities_NK is not None]
-    return Reading(
-        torch.cat([reading.image_NCHW for reading in readings]),
-        torch.cat(masks) if masks else None,
-        np.concatenate(probabilities) if probabilities else None,
-    )
 
 
 def shows_features(campaign: CampaignConfig) -> bool:

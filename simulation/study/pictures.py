@@ -71,9 +71,10 @@ def _contours(
     image = _grey(read_as.image_NCHW[index], WIDTH)
     drawn = image.copy()
     scale = len(image) // slices.mask_NHW.shape[1]
-    for code, name in enumerate(MASK_COLOURS[: len(campaign.masks)], start=1):
+    for code in range(1, len(campaign.masks) + 1):
+        colour = MASK_COLOURS[(code - 1) % len(MASK_COLOURS)]
         if read_as.found_NHW is not None:
-            drawn[_edge(read_as.found_NHW[index].numpy() == code, scale)] = _rgb(name)
+            drawn[_edge(read_as.found_NHW[index].numpy() == code, scale)] = _rgb(colour)
         if slices.has_mask_N[index]:
             drawn[_dashed(_edge(slices.mask_NHW[index].numpy() == code, scale))] = 255
     words = [f"The {which} test image" + (f" by {by}" if np.isfinite(score_N).any() else "")]

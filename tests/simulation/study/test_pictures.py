@@ -76,6 +76,25 @@ def test_attention_unet_shows_its_gates_too(campaign: CampaignConfig, machine: M
     assert attention[1].startswith("What each gate lets pass of its skip")
 
 
+def test_oblong_images_in_colour_with_many_classes_are_shown(campaign: CampaignConfig, machine: MachineConfig) -> None:
+    masks = tuple(f"class {number}" for number in range(1, 9))
+    data = replace(campaign.data, image_size=(32, 24), channels=3, masks=masks)
+    each = alone(replace(campaign, data=data), MULTIMIX)
+    test = disc_slices(5)
+    mask = torch.zeros(5, 32, 24, dtype=torch.uint8)
+    for number in range(1, 9):
+        mask[:, 3 * number : 3 * number + 2, 4:20] = number
+    test = replace(test, clean_NCHW=test.clean_NCHW[..., :24].expand(-1, 3, -1, -1).clone(), mask_NHW=mask)
+    found = cell_pictures(build_networks(each), site(test), each, machine)
+    shown = picture_of(found[0]["uri"])
+    assert shown.shape == (192, 2 * 144 + pictures.GAP, 4)
+    drawn = pictures._contours(Reading(test.clean_NCHW * 0, mask, None), test, "worst", 0, "Dice", np.ones(5), each)
+    lines = picture_of(drawn["uri"])[:, 144 + pictures.GAP :, :3].astype(int)
+    for number in range(1, 9):
+        rows = lines[6 * 3 * number : 6 * (3 * number + 2)]
+        assert (rows == pictures._rgb(MASK_COLOURS[(number - 1) % len(MASK_COLOURS)])).all(2).any(), number
+
+
 def test_pictures_of_large_noisy_images_stay_below_150_kilobytes(
     campaign: CampaignConfig, machine: MachineConfig
 ) -> None:
