@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -207,15 +207,19 @@ def _strip(site: str, which: str, example: Pictures, num_masks: int, diagnoses: 
 
 
 def _alone(example: Pictures, num_masks: int, diagnoses: Sequence[str]) -> tuple[Panel, ...]:
-    """The one image that there is, bare, with the truth, and with both."""
+    """The one image that there is: bare, with the truth, and with both; without outlines, one panel has all words."""
     uri, size = figures.image_uri(example["clean"]), _size(example["clean"])
     truth = _contours(example.get("truth"), num_masks, is_truth=True)
     found = _contours(example.get("clean_mask"), num_masks, is_truth=False)
-    return (
-        Panel("image", uri, size),
-        Panel("truth", uri, size, truth, _truth_words(example, diagnoses)),
-        Panel("recognised", uri, size, (*truth, *found), _figures(example, "clean", diagnoses)),
-    )
+    true_words, found_words = _truth_words(example, diagnoses), _figures(example, "clean", diagnoses)
+    segmented = "clean_mask" in example
+    if not truth and not segmented:
+        return (Panel("image", uri, size, (), (*true_words, *found_words)),)
+    bare, with_truth = Panel("image", uri, size), Panel("truth", uri, size, truth, true_words)
+    if not segmented:
+        return bare, replace(with_truth, figures=(*true_words, *found_words))
+    recognised = Panel("recognised", uri, size, (*truth, *found), found_words)
+    return (bare, with_truth, recognised) if truth else (replace(bare, figures=true_words), recognised)
 
 
 def _size(image: npt.NDArray[Any]) -> tuple[int, int]:

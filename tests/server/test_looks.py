@@ -172,3 +172,19 @@ def test_strip_has_the_states_that_there_are_and_says_what_is_read_and_what_is_t
     assert words["truth" if states == ("clean",) else "clean"] == ("in truth none",)
     drawn = next(panel.contours for panel in strip.panels if panel.title == judged)
     assert [is_truth for _, _, is_truth in drawn] == [True, False]
+
+
+def test_strip_without_outlines_of_one_kind_repeats_no_picture() -> None:
+    whole = example(("clean",))
+    cases = {
+        ("truth",): {"image": ("in truth none",), "recognised": ("Dice 0.500", "HD95 3.00 mm")},
+        ("clean_mask", "dice_clean", "hd95_mm_clean"): {"image": (), "truth": ("in truth none",)},
+        ("truth", "clean_mask", "dice_clean", "hd95_mm_clean"): {"image": ("in truth none",)},
+    }
+    for missing, expected in cases.items():
+        arrays = {key: value for key, value in whole.items() if not key.endswith(missing)}
+        (strip,) = strips(arrays, ["north"], ["organ"], ["none", "lesion"])
+        *others, last = strip.panels
+        said = {**{panel.title: panel.figures for panel in others}, last.title: last.figures[:-2]}
+        assert said == expected
+        assert last.figures[-2:] == ("read as lesion, 0.75", "none given 0.25")
