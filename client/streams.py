@@ -35,8 +35,27 @@ class Pools:
         return tuple((name, getattr(self, name)) for name in names)
 
 
+def learns_nothing(slices: Slices, campaign: CampaignConfig) -> bool:
+    """A recogniser alone, at a site without any of the labels (or other images) that `learn` asks for: the site takes
+    part, judges what comes, and moves nothing."""
+    if not campaign.learn.streams or campaign.enhance.kind != "none":
+        return False
+    return not any(len(pool) for _, pool in _pools(slices, campaign).all)
+
+
 def pools_of(slices: Slices, campaign: CampaignConfig) -> Pools:
-    """The streams that `learn` asks for. Raises DataError where the site has nothing that it could learn from."""
+    """The streams that `learn` asks for. Raises DataError where the site has none of them."""
+    pools = _pools(slices, campaign)
+    if not any(len(pool) for _, pool in pools.all):
+        wanted = [*(["masks"] if campaign.masks else []), *(["diagnoses"] if campaign.diagnoses else [])]
+        raise DataError(
+            f"learn={campaign.learn.kind} learns from {' and '.join(wanted)}, and this site has none to train with; "
+            "choose learn=multimix, which also learns from images alone, or leave the site out"
+        )
+    return pools
+
+
+def _pools(slices: Slices, campaign: CampaignConfig) -> Pools:
     learn = campaign.learn
     none = torch.zeros(0, dtype=torch.int64)
 
@@ -44,19 +63,12 @@ def pools_of(slices: Slices, campaign: CampaignConfig) -> Pools:
         return where_N.nonzero()[:, 0] if wanted else none
 
     masks, diagnoses = bool(campaign.masks), bool(campaign.diagnoses)
-    pools = Pools(
+    return Pools(
         chosen(slices.has_mask_N, masks),
         chosen(~slices.has_mask_N, masks and learn.mask_ssl != "none"),
         chosen(slices.diagnosis_N >= 0, diagnoses),
         chosen(slices.diagnosis_N < 0, diagnoses and learn.pseudo_labels),
     )
-    if not any(len(pool) for _, pool in pools.all):
-        raise DataError(
-            f"learn={learn.kind} learns from "
-            f"{' and '.join([*(['masks'] if masks else []), *(['diagnoses'] if diagnoses else [])])}, and this site "
-            "has none to train with; choose learn=multimix, which also learns from images alone, or leave the site out"
-        )
-    return pools
 
 
 def draws(pools: Pools, campaign: CampaignConfig, *purpose: str | int) -> Iterator[tuple[Tensor, Streams | None]]:

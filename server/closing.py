@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from server.about import read_about
+from shared.config import SelfRegConfig, build
 from shared.errors import DataError
 from shared.metrics import one_per_test, pool
 from shared.types import Metrics
@@ -71,10 +72,9 @@ def labels_of(campaign: Mapping[str, Any]) -> dict[str, Any]:
     `gate`: off (recognition never steers), on (always), or the gate's name (client/train/gates.py).
     """
     objective = campaign["objective"]
-    kind = objective["kind"]
     steered = {} if _gate(objective) == "off" else {"lambda": objective["task_weight"]}
     return {
-        "method": kind,
+        "method": _method(campaign),
         "seed": campaign["seed"],
         "data": campaign["data"]["kind"],
         "degradation": campaign["degrade"]["kind"],
@@ -83,6 +83,13 @@ def labels_of(campaign: Mapping[str, Any]) -> dict[str, Any]:
         **steered,
         "gate": _gate(objective),
     }
+
+
+def _method(campaign: Mapping[str, Any]) -> str:
+    """The objective; of a recogniser alone, what it learns from: unet, multimix+selfreg, ..."""
+    if campaign.get("enhance", {}).get("kind") != "none":
+        return str(campaign["objective"]["kind"])
+    return f"{campaign['learn']['kind']}{build(SelfRegConfig, campaign['selfreg']).suffix}"
 
 
 def _gate(objective: Mapping[str, Any]) -> str:

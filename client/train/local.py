@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from client.batches import training_batches
 from client.dataset import Slices
+from client.streams import learns_nothing
 from client.train import gradprom, observed, recognise, todnet
 from client.train.gradprom import Anchor, Gradients, Optimisers, StepRecord
 from client.train.multimix import multimix
@@ -81,6 +82,8 @@ def train_round(
     began = time.perf_counter()
     device = placed(networks, machine)
     state = state or _fresh_state(networks, campaign)
+    if learns_nothing(slices, campaign):
+        return {"samples": 0.0, "seconds": 0.0, **observed.images({}, networks, counted=False)}, state
     anchor = _anchor(networks, campaign)
     main_loss, gaps = gradprom.fidelity(campaign), list[Tensor]()
     if networks.critic is not None:
@@ -89,7 +92,7 @@ def train_round(
         main_loss = todnet.main_loss(networks.critic, state.optimisers.critic, campaign, rng, gaps)
     records: list[StepRecord] = []
     sums: Sums = {}
-    labelled_map = observed.map_at_start(networks)
+    maps = observed.maps_at_start(networks)
     channels = generator(campaign.seed, "site", site, "round", round, "selfreg")
     rate, drawn = 0.0, 0
     coming = training_batches(slices, campaign, site=site, round=round, steps=steps, pin=device.type == "cuda")
@@ -106,7 +109,7 @@ def train_round(
             _set_rate(state.optimisers, rate)
             recognition = supervised(campaign, channels)
             if campaign.learn.streams:
-                recognition = multimix(campaign, labelled_map, channels)
+                recognition = multimix(campaign, maps, channels)
             gradients_of = partial(_form(campaign, warm=warm), main_loss=main_loss, recognition=recognition)
             moved = batch.to(device, channels_last=machine.channels_last)
             drawn += moved.size
@@ -115,7 +118,7 @@ def train_round(
             check = device.type == "cpu" or step % CHECK_EVERY == 0
             records.append(gradprom.update(networks, state.optimisers, found, campaign, anchor=anchor, check=check))
             sums = gradprom.added_sums(sums, found.sums)
-            labelled_map = observed.map_after(labelled_map, found.sums, campaign)
+            maps = observed.maps_after(maps, found.sums, campaign)
             if on_step is not None:
                 on_step(step + 1, steps)
     gradprom.require_finite(torch.stack([record.finite for record in records]).all())

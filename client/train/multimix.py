@@ -9,6 +9,7 @@ https://arxiv.org/abs/2001.07685.
     L_seg  = alpha Dice(y^_l, y_l) + beta KL(y^_l || y^_u)
 
     l, u   images with and without the label; w, s the same unlabelled image, weakly and strongly augmented
+    Dice   learn.mask_loss: as published, or with what several and rare classes need
     S      |d max_k score_k(x) / d x|, through the bridge into the decoder's first stage
 
 One step runs the encoder and decoder once on the images of the segmentation streams, whose saliency comes from that
@@ -21,8 +22,9 @@ The KL term as released is 0 (softmax over one channel), so no form of it has be
 
     official0    as released: 0, with a gradient of 0
     pairwise     KL of image i with a mask and image i without, the first detached
-    prior        KL of the mean map over images with a mask (a moving average over batches, detached) and the mean map
-                 over those without: whichever images stand side by side does not matter
+    prior        KL of the mean map over images with a mask (detached) and the mean map over those without: whichever
+                 images stand side by side does not matter. Both are moving averages over batches, for the mean map of a
+                 few images is nearly as sharp as each of them; the gradient flows through the batch at hand
     federated    prior, its first map being the mean over all sites that have masks: a site without any can compute it
     consistency  none of these: pixels that are confident (t) on the weak view are learnt on the strong one
 """
@@ -41,7 +43,7 @@ from client.train.terms import RecognitionTerms, Share, Terms, regularised
 from shared.batch import Batch
 from shared.config import CampaignConfig, LearnConfig
 from shared.images.augment import moved, strengthened
-from shared.recognise.losses import soft_dice_loss_B
+from shared.recognise.losses import mask_loss_B, soft_dice_loss_B
 from shared.recognise.recognition import Recognition
 from shared.recognise.saliency import saliency_from_graph
 
@@ -50,24 +52,29 @@ SMALLEST_PROBABILITY = 1e-6
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LabelledMap:
-    """The labelled side of KL: the mean map of images with a mask so far, or (`fixed`) the federation's."""
+class MeanMaps:
+    """The two sides of KL (prior, federated): mean maps so far, (K, H, W); None before the first batch."""
 
-    map_KHW: Tensor | None = None
+    labelled_KHW: Tensor | None = None
+    unlabelled_KHW: Tensor | None = None
     fixed: bool = False
+    """The labelled one is the federation's, and stays."""
 
-    def joined(self, batch_map_KHW: Tensor, decay: float) -> LabelledMap:
-        """With one batch's mean map in the moving average."""
-        if self.fixed:
-            return self
-        if self.map_KHW is None:
-            return LabelledMap(batch_map_KHW)
-        return LabelledMap(decay * self.map_KHW + (1 - decay) * batch_map_KHW)
+    def joined(self, labelled_KHW: Tensor | None, unlabelled_KHW: Tensor | None, decay: float) -> MeanMaps:
+        """With one batch's mean maps in the moving averages; None where the batch has no such image."""
+        first = self.labelled_KHW if self.fixed else _moving(self.labelled_KHW, labelled_KHW, decay)
+        return MeanMaps(first, _moving(self.unlabelled_KHW, unlabelled_KHW, decay), self.fixed)
 
 
-def multimix(campaign: CampaignConfig, labelled: LabelledMap, rng: torch.Generator | None = None) -> RecognitionTerms:
+def _moving(so_far: Tensor | None, now: Tensor | None, decay: float) -> Tensor | None:
+    if so_far is None or now is None:
+        return now if so_far is None else so_far
+    return decay * so_far + (1 - decay) * now
+
+
+def multimix(campaign: CampaignConfig, maps: MeanMaps, rng: torch.Generator | None = None) -> RecognitionTerms:
     """The terms of every learn= with streams; `rng` draws the channels of selfreg.consistency=random."""
-    return partial(multimix_terms, campaign=campaign, labelled=labelled, rng=rng)
+    return partial(multimix_terms, campaign=campaign, maps=maps, rng=rng)
 
 
 def multimix_terms(
@@ -77,7 +84,7 @@ def multimix_terms(
     share: Share,
     *,
     campaign: CampaignConfig,
-    labelled: LabelledMap,
+    maps: MeanMaps,
     rng: torch.Generator | None = None,
 ) -> Terms:
     """L_seg and L_cls, each where the site has images for it, with SelfReg on the features that the step has made."""
@@ -90,7 +97,7 @@ def multimix_terms(
     sums: dict[str, Tensor] = {}
     features: Recognition | None = None
     if streams.segmented:
-        loss, found, features = segmentation(recogniser, segmented_BCHW, part, share, campaign.learn, labelled)
+        loss, found, features = segmentation(recogniser, segmented_BCHW, part, share, campaign.learn, maps)
         losses.append(loss)
         sums |= found
     if len(diagnosed_BCHW):
@@ -104,7 +111,8 @@ def multimix_terms(
 
 
 def _images(sums: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Images per part: a mask term moves the encoder and the decoder, a diagnosis the encoder and the class head."""
+    """Images per part, those without a label by the weight of their term: masks move the encoder and the decoder,
+    diagnoses the encoder and the class head."""
     none = torch.zeros((), device=device)
     masks, diagnoses = sums.get("mask_images", none), sums.get("diagnosis_images", none)
     return {"images.encoder": masks + diagnoses, "images.decoder": masks, "images.diagnosis": diagnoses}
@@ -114,7 +122,7 @@ def _images(sums: Mapping[str, Tensor], device: torch.device) -> dict[str, Tenso
 
 
 def segmentation(
-    recogniser: nn.Module, image_BCHW: Tensor, part: Batch, share: Share, learn: LearnConfig, labelled: LabelledMap
+    recogniser: nn.Module, image_BCHW: Tensor, part: Batch, share: Share, learn: LearnConfig, maps: MeanMaps
 ) -> tuple[Tensor, dict[str, Tensor], Recognition]:
     """alpha Dice + beta KL over the images of the first two streams."""
     streams = part.streams
@@ -126,14 +134,19 @@ def segmentation(
 
     dice = image_BCHW.new_zeros(())
     if streams.masked:
-        dice_B = soft_dice_loss_B(with_mask_BKHW, part.mask_BHW[: streams.masked], of_absent=True)
+        truth_BHW = part.mask_BHW[: streams.masked]
+        if learn.mask_loss == "dice":
+            dice_B = soft_dice_loss_B(with_mask_BKHW, truth_BHW, of_absent=True)
+        else:
+            dice_B = mask_loss_B(said.mask_logits_BKHW[: streams.masked].float(), truth_BHW)
         dice = dice_B.sum() / share.labelled.masks
     unlabelled = unlabelled_masks(
-        recogniser, with_mask_BKHW, without_BKHW, image_BCHW[streams.masked :], part, learn, labelled
+        recogniser, with_mask_BKHW, without_BKHW, image_BCHW[streams.masked :], part, learn, maps
     )
     of_unlabelled, used = dice.new_zeros(()), dice.new_tensor(float(streams.masked))
     if unlabelled is not None:
-        of_unlabelled, used = share.images * unlabelled.loss, used + unlabelled.images
+        of_unlabelled = share.images * unlabelled.loss
+        used = used + unlabelled.images * counts_as(learn.mask_ssl_weight, learn.dice_weight)
     loss = learn.dice_weight * dice + learn.mask_ssl_weight * of_unlabelled
     sums = {
         "loss_masks": dice.detach(),
@@ -142,7 +155,18 @@ def segmentation(
     }
     if streams.masked:
         sums |= {"masked": dice.new_tensor(float(streams.masked)), "mask_map_KHW": with_mask_BKHW.detach().sum(0)}
+    if streams.unmasked:
+        sums |= {"unmasked": dice.new_tensor(float(streams.unmasked)), "free_map_KHW": without_BKHW.detach().sum(0)}
     return loss, sums, said
+
+
+def counts_as(weight: float, of_labelled: float) -> float:
+    """What an unlabelled image counts when sites are averaged, a labelled one counting 1: as in the loss.
+
+    A site without a mask would otherwise outvote one that has some: its optimiser takes steps as long as any other's
+    along a gradient that is a hundredth of it.
+    """
+    return weight / of_labelled if of_labelled > 0 else float(weight > 0)
 
 
 def segmented(recogniser: nn.Module, image_BCHW: Tensor) -> Recognition:
@@ -172,7 +196,7 @@ def unlabelled_masks(
     unmasked_BCHW: Tensor,
     part: Batch,
     learn: LearnConfig,
-    labelled: LabelledMap,
+    maps: MeanMaps,
 ) -> Unlabelled | None:
     """The term of images without a mask; None where this site cannot compute it."""
     every = without_BKHW.new_tensor(float(len(without_BKHW)))
@@ -184,11 +208,12 @@ def unlabelled_masks(
         case "consistency":
             return pixel_consistency(recogniser, without_BKHW.detach(), unmasked_BCHW, part, learn.threshold)
         case "prior" | "federated":
-            if len(with_mask_BKHW):
-                labelled = labelled.joined(with_mask_BKHW.detach().mean(0), learn.prior_decay)
-            if labelled.map_KHW is None:  # no mask here, and nobody else's mean map yet
+            of_masks_KHW = with_mask_BKHW.detach().mean(0) if len(with_mask_BKHW) else None
+            joined = maps.joined(of_masks_KHW, without_BKHW.mean(0), learn.prior_decay)
+            if joined.labelled_KHW is None:  # no mask here, and nobody else's mean map yet
                 return None
-            return Unlabelled(divergence(labelled.map_KHW, without_BKHW.mean(0)), every)
+            assert joined.unlabelled_KHW is not None
+            return Unlabelled(divergence(joined.labelled_KHW, joined.unlabelled_KHW), every)
         case "pairwise" | "official0":
             pairs = min(len(with_mask_BKHW), len(without_BKHW))
             if not pairs:
@@ -257,7 +282,7 @@ def classification(
         "loss_diagnosis_ssl": pseudo.detach(),
         "offered": loss.new_tensor(float(streams.undiagnosed)),
         "accepted_N": taken_N.float(),
-        "diagnosis_images": streams.diagnosed + taken_N.sum().float(),
+        "diagnosis_images": streams.diagnosed + taken_N.sum() * counts_as(learn.diagnosis_ssl_weight, 1.0),
     }
     return loss, sums, encoded
 

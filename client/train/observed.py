@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from client.dataset import Slices
-from client.train.multimix import LabelledMap
+from client.train.multimix import MeanMaps
 from client.train.selfreg import effective_rank
 from client.train.terms import Sums
 from shared.batch import Batch
 from shared.config import CampaignConfig
 from shared.networks import Networks
+from shared.weights import part_of, to_arrays
 
 RANKED = 8
 """Images whose features the rank is taken of."""
 _LOSSES = ("loss_masks", "loss_mask_ssl", "loss_diagnosis", "loss_diagnosis_ssl", "loss_selfreg")
 
 
-def map_at_start(networks: Networks) -> LabelledMap:
+def maps_at_start(networks: Networks) -> MeanMaps:
     """The federation's mean map where one came with the weights; else none yet."""
     if networks.prior is None or not networks.prior.known:
-        return LabelledMap()
-    return LabelledMap(networks.prior.map_KHW.clone(), fixed=True)
+        return MeanMaps()
+    return MeanMaps(labelled_KHW=networks.prior.map_KHW.clone(), fixed=True)
 
 
-def map_after(labelled: LabelledMap, sums: Sums, campaign: CampaignConfig) -> LabelledMap:
-    """The moving average after one more batch."""
-    mean_KHW = mean_map(sums)
-    return labelled if mean_KHW is None else labelled.joined(mean_KHW, campaign.learn.prior_decay)
+def maps_after(maps: MeanMaps, sums: Sums, campaign: CampaignConfig) -> MeanMaps:
+    """The moving averages after one more batch."""
+    return maps.joined(mean_map(sums), _mean(sums, "free_map_KHW", "unmasked"), campaign.learn.prior_decay)
 
 
 def mean_map(sums: Sums) -> Tensor | None:
     """Mean predicted probabilities (K, H, W) over the images with a mask that were drawn; None without any."""
-    if "masked" not in sums:
-        return None
-    return sums["mask_map_KHW"] / sums["masked"]
+    return _mean(sums, "mask_map_KHW", "masked")
+
+
+def _mean(sums: Sums, of: str, count: str) -> Tensor | None:
+    return sums[of] / sums[count] if count in sums else None
 
 
 def keep_map(networks: Networks, sums: Sums, slices: Slices, campaign: CampaignConfig) -> None:
@@ -56,12 +60,7 @@ def record(
     networks: Networks, last: Batch, sums: Sums, steps: int, slices: Slices, campaign: CampaignConfig
 ) -> dict[str, float]:
     """The part of a training record that recognition is the subject of."""
-    found = {name: float(value) for name, value in sums.items() if name.startswith("images.")}
-    for part in ("encoder", "decoder", "diagnosis"):
-        found.setdefault(f"images.{part}", 0.0)
-    if networks.prior is not None:
-        counted = "masked" in sums and _enough_patients(slices, campaign)
-        found["images.prior"] = float(sums["masked"]) if counted else 0.0
+    found = images(sums, networks, counted=_enough_patients(slices, campaign))
     found |= {name: float(sums[name]) / steps for name in _LOSSES if name in sums}
     if "offered" in sums and bool(sums["offered"]):
         accepted = sums["accepted_N"].tolist()
@@ -72,6 +71,14 @@ def record(
     if campaign.learn.streams or campaign.selfreg.on:
         found["feature_rank"] = feature_rank(networks, last)
     return found
+
+
+def images(sums: Sums, networks: Networks, *, counted: bool) -> dict[str, float]:
+    """images.<part> of every part that the networks have, whole; `counted`: the mask map is one of enough patients."""
+    parts = {part for name in to_arrays(networks) if (part := part_of(name)) is not None}
+    masked = sums.get("masked", torch.zeros(())) if counted else torch.zeros(())
+    known = {**sums, "images.prior": masked}
+    return {f"images.{part}": float(math.ceil(known.get(f"images.{part}", 0))) for part in sorted(parts)}
 
 
 @torch.no_grad()

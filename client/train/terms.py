@@ -39,7 +39,8 @@ class Terms:
     losses: tuple[Tensor, ...]
     """Weighted; one for each auxiliary task (masks, diagnosis) that there is something to learn of."""
     sums: Sums
-    """images.<part> (shared.weights.PARTS): images whose loss moved that part of the recogniser; losses that stand in
+    """images.<part> (shared.weights.PARTS): images whose loss moved that part of the recogniser, one without a label as
+    the share that its loss has beside a labelled one's; losses that stand in
     the record; what the form of `learn` counts beside them. Detached."""
 
 

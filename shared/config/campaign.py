@@ -449,6 +449,11 @@ class CampaignConfig:
             raise ConfigError(
                 f"learn.saliency needs recognise={' or '.join(BRIDGED)}, which have the bridge; got {kind}"
             )
+        if kind == "multimix" and min(self.data.image_size) < 2**self.recognise.depth:
+            raise ConfigError(
+                f"recognise=multimix normalises over two pixels or more at its deepest level: recognise.depth="
+                f"{self.recognise.depth} needs images of {2**self.recognise.depth} px, got {self.data.image_size}"
+            )
         if learn.saliency and self.recognise.depth < 2:
             raise ConfigError(f"learn.saliency needs recognise.depth of 2 or more, got {self.recognise.depth}")
         if self.selfreg.on and kind not in REGULARISED:

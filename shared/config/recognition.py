@@ -67,6 +67,9 @@ class LearnConfig:
     one channel, which is 0; consistency: no divergence but confident pixels of the weak view, learnt on the strong."""
     diagnosis_ssl_weight: float = 0.25
     """lambda, of the pseudo-labels."""
+    mask_loss: Literal["dice+ce", "dice"] = "dice+ce"
+    """Of images with a mask. dice: as published, over all classes, so that a rare one is safest never said;
+    dice+ce: Dice over the classes that the image shows, and cross-entropy for what is found elsewhere."""
     dice_weight: float = 5.0
     """alpha."""
     mask_ssl_weight: float = 0.01

@@ -183,7 +183,7 @@ def _cross_rows(cell: Cell, networks: Networks, folder: Path, machine: MachineCo
     judge = judge_of(campaign, data.together, data.recipe, folder / "judges", machine)
     apart = Networks(networks.enhancer, judge)  # its own recogniser knows other classes
     rows = _judged(cell, apart, data.together.test, {"judge": judge}, campaign, machine, "test", downstream=False)
-    own = ("dice", "accuracy", "auc")
+    own = ("dice", "jaccard", "precision", "recall", "mask_ssim", "missed", "accuracy", "auc", "f1")
     return [{key: value for key, value in row.items() if not key.startswith(own)} for row in rows]
 
 

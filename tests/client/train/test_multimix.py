@@ -14,7 +14,7 @@ from client.labels import scarce
 from client.train import gradprom, recognise
 from client.train.local import train_round
 from client.train.multimix import (
-    LabelledMap,
+    MeanMaps,
     divergence,
     multimix,
     official_divergence,
@@ -64,14 +64,14 @@ def test_a_batch_holds_as_many_images_of_each_stream_with_the_labels_of_that_str
 def test_no_parameter_gets_a_gradient_from_the_saliency() -> None:
     agreed = campaign()
     networks, batch = build_networks(agreed), batch_of(agreed)
-    multimix(agreed, LabelledMap())(networks.recogniser, batch.clean_BCHW, batch, share_of(batch))
+    multimix(agreed, MeanMaps())(networks.recogniser, batch.clean_BCHW, batch, share_of(batch))
     assert all(parameter.grad is None for parameter in networks.recogniser.parameters())
 
 
 def test_micro_batches_add_up_to_the_whole_batch_but_for_the_divergence_of_mean_maps() -> None:
     agreed = campaign("learn.mask_ssl=none")
     networks, batch = build_networks(agreed), batch_of(agreed)
-    terms = multimix(agreed, LabelledMap())
+    terms = multimix(agreed, MeanMaps())
     whole = recognise.alone_gradients(networks, batch, share_of(batch), agreed, recognition=terms)
     parts = [
         recognise.alone_gradients(
@@ -110,10 +110,10 @@ def maps(seed: int, count: int) -> Tensor:
     return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed)).softmax(1)
 
 
-def term(form: str, with_mask: Tensor, without: Tensor, known: LabelledMap | None = None) -> Tensor | None:
+def term(form: str, with_mask: Tensor, without: Tensor, known: MeanMaps | None = None) -> Tensor | None:
     agreed = campaign(f"learn.mask_ssl={form}")
     networks, batch = build_networks(agreed), batch_of(agreed)
-    known = known or LabelledMap()
+    known = known or MeanMaps()
     found = unlabelled_masks(networks.recogniser, with_mask, without, torch.zeros(0), batch, agreed.learn, known)
     return None if found is None else found.loss
 
@@ -146,18 +146,19 @@ def test_a_site_without_masks_computes_the_divergence_once_the_federations_map_i
     assert term("prior", none, without) is None
     assert term("federated", none, without) is None
     shared_map = maps(2, 5).mean(0)
-    found = term("federated", none, without, LabelledMap(shared_map, fixed=True))
+    found = term("federated", none, without, MeanMaps(labelled_KHW=shared_map, fixed=True))
     assert found is not None
     torch.testing.assert_close(found, divergence(shared_map, without.mean(0)))
 
 
 def test_the_moving_average_of_the_labelled_map_is_that_of_the_batches() -> None:
     batches = [maps(seed, 2).mean(0) for seed in range(3)]
-    found = LabelledMap()
+    found = MeanMaps()
     for each in batches:
-        found = found.joined(each, 0.9)
-    assert found.map_KHW is not None
-    torch.testing.assert_close(found.map_KHW, 0.9 * (0.9 * batches[0] + 0.1 * batches[1]) + 0.1 * batches[2])
+        found = found.joined(each, None, 0.9)
+    assert found.unlabelled_KHW is None
+    assert found.labelled_KHW is not None
+    torch.testing.assert_close(found.labelled_KHW, 0.9 * (0.9 * batches[0] + 0.1 * batches[1]) + 0.1 * batches[2])
 
 
 class Oracle(torch.nn.Module):
@@ -180,7 +181,7 @@ def test_a_pseudo_label_counts_from_the_threshold_on() -> None:
 def test_a_batch_with_nothing_or_everything_accepted_is_finite(threshold: float) -> None:
     agreed = campaign(f"learn.threshold={threshold}")
     networks, batch = build_networks(agreed), batch_of(agreed)
-    terms = multimix(agreed, LabelledMap())(networks.recogniser, batch.clean_BCHW, batch, share_of(batch))
+    terms = multimix(agreed, MeanMaps())(networks.recogniser, batch.clean_BCHW, batch, share_of(batch))
     assert torch.stack(terms.losses).isfinite().all()
     assert terms.sums["accepted_N"].sum() == (0 if threshold else 4)
     if threshold:
@@ -220,6 +221,25 @@ def test_a_site_without_what_a_method_learns_from_is_told_so() -> None:
         training_batches(scarce(disc_slices(8), LabelsConfig(masks=0), 0), agreed, site="north", round=1, steps=1)
 
 
+def test_such_a_site_takes_part_with_a_recogniser_alone_and_moves_nothing() -> None:
+    agreed = campaign("learn=unet")
+    networks = build_networks(agreed)
+    before = to_arrays(networks)
+    unmasked = scarce(disc_slices(8), LabelsConfig(masks=0), 0)
+    record, _ = train_round(networks, unmasked, agreed, MACHINE, site="north", round=1, steps=2)
+    assert record["samples"] == record["images.encoder"] == record["images.decoder"] == 0
+    assert all((values == before[name]).all() for name, values in to_arrays(networks).items())
+
+
+def test_an_unlabelled_image_counts_as_much_less_than_a_labelled_one_as_its_term_weighs_less() -> None:
+    agreed = campaign("learn.threshold=0.0", "learn.mask_ssl_weight=0.5", "learn.dice_weight=2.0")
+    networks, batch = build_networks(agreed), batch_of(agreed)
+    sums = multimix(agreed, MeanMaps())(networks.recogniser, batch.clean_BCHW, batch, share_of(batch)).sums
+    assert float(sums["images.decoder"]) == 4 + 4 * 0.25
+    assert float(sums["images.diagnosis"]) == 4 + 4 * 0.25
+    assert float(sums["images.encoder"]) == 10
+
+
 def test_the_federations_map_leaves_a_site_only_as_a_mean_over_enough_patients() -> None:
     agreed = campaign("learn.mask_ssl=federated")
     for patients, counted in ((2, False), (6, True)):
@@ -236,7 +256,7 @@ def test_the_federations_map_leaves_a_site_only_as_a_mean_over_enough_patients()
 def test_inside_gradprom_the_recogniser_reads_enhanced_images_and_its_gradient_reaches_the_enhancer() -> None:
     agreed = campaign("objective=gradprom", "selfreg=selfreg", "enhance.channels=4")
     networks, batch = build_networks(agreed), batch_of(agreed)
-    terms = multimix(agreed, LabelledMap())
+    terms = multimix(agreed, MeanMaps())
     found = gradprom.gradients(networks, batch, share_of(batch), agreed, recognition=terms)
     assert found.task_D[0].abs().sum() > 0
     enhanced = networks.enhancer(batch.degraded_BCHW).detach()
