@@ -187,15 +187,22 @@ def _targets(students: Sequence[Tensor], teacher_BCHW: Tensor) -> list[Tensor]:
     for student_BCHW in students:
         height, width = map(min, student_BCHW.shape[-2:], teacher_BCHW.shape[-2:])
         if (height, width) not in pooled:
-            pooled[height, width] = F.adaptive_avg_pool2d(teacher_BCHW, (height, width))
+            pooled[height, width] = _averaged_BCHW(teacher_BCHW, height, width)
         targets.append(pooled[height, width])
     return targets
 
 
 def _pooled_BCHW(features_BCHW: Tensor, like_BCHW: Tensor) -> Tensor:
-    height, width = like_BCHW.shape[-2:]
-    same = features_BCHW.shape[-2:] == like_BCHW.shape[-2:]
-    return features_BCHW if same else F.adaptive_avg_pool2d(features_BCHW, (height, width))
+    return _averaged_BCHW(features_BCHW, like_BCHW.shape[2], like_BCHW.shape[3])
+
+
+def _averaged_BCHW(features_BCHW: Tensor, height: int, width: int) -> Tensor:
+    down, across = features_BCHW.shape[2] // height, features_BCHW.shape[3] // width
+    if features_BCHW.shape[-2:] == (height, width):
+        return features_BCHW
+    if features_BCHW.shape[-2:] == (down * height, across * width):  # the same, and cheaper
+        return F.avg_pool2d(features_BCHW, (down, across))
+    return F.adaptive_avg_pool2d(features_BCHW, (height, width))
 
 
 def _less(a: Tensor, b: Tensor) -> Tensor:
