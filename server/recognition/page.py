@@ -23,6 +23,9 @@ from server.wording import duration_shown
 
 FEW = "few"
 _HEADLINE = ("dice", "accuracy")
+UNTRAINED = (
+    "Masks are not judged where the site's training had none, nor diagnoses: that part of its network learnt nothing."
+)
 MARKED = "MultiMix's paper, on chest X-ray: Dice +0.320 over U-Net-10, accuracy +0.068 over Enc-100."
 
 
@@ -134,6 +137,7 @@ def context(report: Report, config: Mapping[str, Any]) -> dict[str, Any]:
         "looks": whole.looks,
         "kinds": KINDS,
         "marked": MARKED,
+        "untrained": UNTRAINED,
         "promises": PROMISES,
         "counted": counted,
         "verdict_shown": verdict_shown,

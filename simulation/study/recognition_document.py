@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from server.recognition.page import MARKED, compared_with, recognition_of
+from server.recognition.page import MARKED, UNTRAINED, compared_with, recognition_of
 from server.recognition.pictures import KINDS, Look
 from server.recognition.promises import PROMISES
 from server.study.tables import Block
@@ -56,10 +56,11 @@ def _more(
 ) -> Iterator[str]:
     """What the others are compared with; folded: each class, pseudo-labels, and what cells look like."""
     yield ""
-    yield f"Compared with {compared_with(name)}, in bold."
+    yield f"Compared with {compared_with(name)}, in bold." + (f" {UNTRAINED}" if name == "thirds" else "")
     if details:
         yield ""
-        yield "<details><summary>Each class, other distances, pseudo-labels</summary>"
+        words = "Other metrics" if name.startswith("ladder") else "Each class, other distances, pseudo-labels"
+        yield f"<details><summary>{words}</summary>"
         for block in details:
             yield ""
             yield f"**{escaped(block.title)}**"
