@@ -182,7 +182,7 @@ def _means_of(row: Row) -> list[str]:
 
 
 def _pooled(rows: Sequence[Row]) -> Row:
-    images = sum(row["n"] for row in rows)
+    images = sum(row["n"] for row in rows) or 1
     kept = {key: value for key, value in rows[0].items() if key.partition(".")[0] not in SHOWN}
     means = {}
     for key in _means_of(rows[0]):
@@ -199,7 +199,7 @@ def _variants(rows: Sequence[Row], cells: Mapping[str, Mapping[str, Any]]) -> di
         if cell is not None and row["setting"] not in STATES:
             words = {word for line in cell["overrides"] for word in line.split()}
             place = (row.get("table", ""), replace(model_of(row), variant=""), place_of(row))
-            alike.setdefault(place, {})[row["cell"]] = words
+            alike.setdefault(place, {})[row.get("cell", "")] = words
     found: dict[tuple[str, str], str] = {}
     for (table, _, _), typed in alike.items():
         common = set.intersection(*typed.values())
@@ -228,6 +228,10 @@ def _of_rounds(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     elif rates:
         found["pseudo_accept_rate"] = sum(rates) / len(rates)
     return found
+
+
+def _followed(key: str) -> bool:
+    return key in ("feature_rank", "pseudo_accept_rate") or key.startswith("images.") or _counted(key)
 
 
 def _counted(key: str) -> bool:
