@@ -197,7 +197,7 @@ def _fresh_state(networks: Networks, campaign: CampaignConfig) -> TrainingState:
     critic = None if networks.critic is None else todnet.critic_optimiser(networks.critic, campaign)
     enhancer = gradprom.enhancer_optimiser(networks.enhancer, campaign)
     recogniser = gradprom.make_optimiser(networks.recogniser, campaign)
-    return TrainingState(Optimisers(enhancer, recogniser, critic), campaign.training.batch_size)
+    return TrainingState(Optimisers(enhancer, recogniser, critic), campaign.images_per_step)
 
 
 def _anchor(networks: Networks, campaign: CampaignConfig) -> Anchor | None:

@@ -105,7 +105,7 @@ def recognition_conditions(cell: Cell) -> dict[str, Any]:
     """What the tables of recognition sort by; all of it follows from the cell's config."""
     campaign = cell.config.campaign
     learn, selfreg = campaign.learn, campaign.selfreg
-    masks, diagnoses, words = label_budget(cell.config)
+    masks, diagnoses, words = label_budget(cell.config, cell.unseen)
     return {
         "method": f"{learn.kind}{selfreg.suffix}",
         "objective": "none" if campaign.enhance.kind == "none" else campaign.objective.kind,
@@ -122,9 +122,9 @@ def recognition_conditions(cell: Cell) -> dict[str, Any]:
     }
 
 
-def label_budget(config: SimulationConfig) -> tuple[int | None, float | None, str]:
-    """Masks over all sites, share of diagnoses (None: all of them, or sites differ), and both in words."""
-    sites = [hospital.name for hospital in config.hospitals.sites[: config.sites]]
+def label_budget(config: SimulationConfig, unseen: str = "") -> tuple[int | None, float | None, str]:
+    """Masks over all sites that train, share of diagnoses (None: all of them, or sites differ), and both in words."""
+    sites = [hospital.name for hospital in config.hospitals.sites[: config.sites] if hospital.name != unseen]
     budgets = [(config.campaign.data.labels or {}).get(site, LabelsConfig()) for site in sites]
     words, masks, share = [], None, None
     if config.campaign.data.masks:
@@ -135,7 +135,7 @@ def label_budget(config: SimulationConfig) -> tuple[int | None, float | None, st
             "all masks" if not known else f"{sum(known)} masks" if masks is not None else "masks of some sites"
         )
     if config.campaign.data.diagnoses:
-        shares = {budget.diagnoses for budget in budgets}
+        shares = {None if budget.diagnoses == 1 else budget.diagnoses for budget in budgets}
         share = next(iter(shares)) if len(shares) == 1 else None
         some = f"{100 * share:g} % diagnoses" if share is not None else "diagnoses that differ between sites"
         words.append("all diagnoses" if shares == {None} else some)

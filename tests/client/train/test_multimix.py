@@ -293,3 +293,9 @@ def test_a_larger_label_budget_keeps_what_a_smaller_one_kept() -> None:
 def test_flags_that_make_no_sense_together_are_refused() -> None:
     with pytest.raises(Exception, match="saliency"):
         LearnConfig(kind="multimix", segment=False, saliency=True)
+
+
+def test_a_batch_of_streams_that_fits_in_memory_is_one_piece() -> None:
+    agreed = campaign()
+    _, state = train_round(build_networks(agreed), slices(), agreed, MACHINE, site="north", round=1, steps=1)
+    assert [part.size for part in batch_of(agreed).micro_batches(state.micro_size)] == [16]
