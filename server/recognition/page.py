@@ -10,7 +10,7 @@ from typing import Any
 from server.recognition.pictures import KINDS, Look, accept_picture, ladder_picture, looks_of, rank_picture
 from server.recognition.promises import PROMISES
 from server.recognition.rows import Model, Place, Row, Sheet, enriched, sheet_of
-from server.recognition.tables import MERGED, baseline, blocks_of, details_of
+from server.recognition.tables import BORROWED, MERGED, baseline, blocks_of, details_of, rows_for
 from server.recognition.wording import method_shown, ordered, whole_label
 from server.study.drawing import Picture, svgs
 from server.study.promises import NOT_CONTRADICTED
@@ -50,7 +50,7 @@ def recognition_of(report: Report) -> Recognition:
         tables = MERGED.get(name, (name,))
         parts = [table for table in plan["tables"] if table["name"] in tables]
         cells = cells_of(report, parts)
-        sheet = sheet_of(rows, [part["name"] for part in parts])
+        sheet = sheet_of(rows_for(rows, [part["name"] for part in parts]), [part["name"] for part in parts])
         sections.append(_section(name, report, parts, sheet, cells))
         details[name] = tuple(details_of(sheet, name))
         looks[name] = tuple(looks_of(sheet, cells, name, seen))
@@ -75,7 +75,7 @@ def _section(
 def _picture(name: str, sheet: Sheet, cells: Sequence[Mapping[str, Any]]) -> Picture | None:
     if name.startswith("ladder"):
         return ladder_picture(sheet, name)
-    if name.startswith("selfreg"):
+    if name.startswith("selfreg") or name in BORROWED:
         return rank_picture(sheet, cells, name)
     return accept_picture(sheet, cells, name) if name.startswith(FEW) else None
 
@@ -157,14 +157,15 @@ def context(report: Report, config: Mapping[str, Any]) -> dict[str, Any]:
 
 COMPARED: Mapping[str, str] = {
     "selfreg": "the same network without SelfReg",
+    "ablation": "the same method without SelfReg",
     "mask-ssl": "the same without a divergence of masks",
     "thirds": "the federation",
     "unseen": "the mean of the local models (a drop that is less is better)",
-    "whole": "the supervised recogniser",
+    "whole": "the supervised recogniser of both tasks (UMTL)",
 }
 """By the first words of a table's name: the shaded row, which the others are compared with."""
 
 
 def compared_with(name: str) -> str:
     return next((words for start, words in COMPARED.items() if name.startswith(start)),
-                "the supervised network for the task (U-Net for masks, Enc for diagnoses)")  # fmt: skip
+                "the supervised network for the task (U-Net for masks, Enc for diagnoses, else UMTL)")  # fmt: skip

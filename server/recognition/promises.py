@@ -27,8 +27,9 @@ PROMISES: Mapping[str, str] = {
     "mark-dice": f"The paper's margin over U-Net-10: {MARKS['dice']:+.3f} Dice (0.634 to 0.954), by the mean",
     "mark-accuracy": f"The paper's margin over Enc-100: {MARKS['accuracy']:+.3f} accuracy (0.732 to 0.800), by the "
     "mean",
-    "mask-ssl": "The divergence to the prior (prior, federated) brings Dice over none, by the mean: prior on all "
-    "tests, federated on the tests of sites that train without masks where the table has such sites",
+    "mask-ssl": "Images without a mask bring Dice: the divergence to the prior is above none, by the mean",
+    "federated-prior": "The federated prior brings Dice to sites without masks, which have no prior of their own: on "
+    "the tests of those sites it is above the same federation without it, by the mean",
     "selfreg": f"SelfReg is above the same network without it at equal seeds, in Dice or else in accuracy ({_RULE}; "
     "where the interval holds 0 the answer is a null, and the interval is stated)",
     "thirds-local": "Federated, with a third of the labels at each site, is above every site's local model on the "
@@ -37,6 +38,6 @@ PROMISES: Mapping[str, str] = {
     f"{POOLED_GAP:g} accuracy of pooled, by the mean",
     "unseen": "The federated model's drop to a hospital that nobody trained on is at most half of the local models' "
     "drop, in Dice and in accuracy, by the mean (drop: tests of its own hospitals minus the never-seen one's)",
-    "whole": "Inside GradProm, on enhanced images, MultiMix with SelfReg is above the supervised recogniser in Dice "
-    "and in accuracy, by the mean",
+    "whole": "Inside GradProm, on enhanced images, MultiMix with SelfReg is above the supervised recogniser (UMTL) in "
+    "Dice and in accuracy, by the mean",
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from server.recognition.rows import Model, Place, Sheet, sites_without
+from server.recognition.rows import Model, Place, Row, Sheet, sites_without
 from server.recognition.unseen import Drop, drops
 from server.recognition.wording import label as model_label
 from server.recognition.wording import ordered, place_label, whole_label
@@ -24,6 +24,8 @@ MERGED = {
     "unseen": ("unseen", "unseen-pooled", "unseen-local"),
 }
 """Tables of the plan that answer one question together."""
+BORROWED = {"ablation": "few", "selfreg-weights": "selfreg"}
+"""Tables of networks with SelfReg, and the one in which the same stand without it."""
 MASK_METRICS = ("dice", "jaccard", "hd95_mm", "hd95_px", "missed", "mask_ssim", "precision", "recall")
 DIAGNOSIS_METRICS = ("accuracy", "f1", "auc")
 METRICS = MASK_METRICS + DIAGNOSIS_METRICS
@@ -44,11 +46,20 @@ def blocks_of(sheet: Sheet, name: str, cells: Sequence[Mapping[str, object]] = (
         return list(_unseen(sheet))
     if name == "thirds":
         sheet = without_untrained(sheet, cells)
-    ranked = ("feature_rank",) if name.startswith("selfreg") else ()
+    ranked = ("feature_rank",) if name.startswith("selfreg") or name in BORROWED else ()
     images = [("images", _IMAGE)] if name == "whole" else []
     groups = [("masks", MASK_METRICS + ranked), ("diagnoses", DIAGNOSIS_METRICS), *images]
     groups = [(title, metrics) for title, metrics in groups if _there(sheet, sheet.conditions, metrics)]
     return list(_by_place(sheet, name, groups))
+
+
+def rows_for(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
+    """The rows of these tables; where networks with SelfReg stand alone there, also those of the same without it."""
+    own = [row for row in rows if row.get("table") in names]
+    methods = {row["method"].partition("+")[0] for row in own}
+    lent = [BORROWED[name] for name in names if name in BORROWED]
+    borrowed = [row for row in rows if row.get("table") in lent and row["method"] in methods]
+    return [*own, *({**row, "table": names[0]} for row in borrowed)]
 
 
 def details_of(sheet: Sheet, name: str) -> list[Block]:
@@ -159,20 +170,27 @@ def reference_in(sheet: Sheet, name: str) -> Reference:
     """What a model of the table `name` is compared with, by place and metric; None for that one itself."""
 
     def of(model: Model, place: Place, key: str) -> Model | None:
-        if name.startswith("selfreg"):
+        if name.startswith("selfreg") or name in BORROWED:
             found: Model | None = sheet.like(model, selfreg="none")
         elif name == "mask-ssl":
             found = sheet.like(model, mask_ssl="none")
         elif name == "thirds":
-            found = next((m for m in sheet.models if m.setting == "federated" and m.method == model.method), None)
+            found = next(
+                (m for m in ordered(sheet.models) if m.setting == "federated" and m.method == model.method), None
+            )
         elif name == "whole":
-            found = next((m for m in sheet.models if (m.method, m.selfreg, m.objective, m.setting) ==
-                          ("supervised", "none", model.objective, model.setting)), None)  # fmt: skip
+            found = supervised_like(sheet, model)
         else:
             found = baseline(sheet, model, place, key)
         return None if found == model else found
 
     return of
+
+
+def supervised_like(sheet: Sheet, model: Model) -> Model | None:
+    """The supervised recogniser of both tasks, inside the same objective where there is one."""
+    found = [m for m in ordered(sheet.models) if (m.method in ("supervised", "umtl"), m.selfreg) == (True, "none")]
+    return min(found, key=lambda each: (each.objective != model.objective, each.setting != model.setting), default=None)
 
 
 def baseline(sheet: Sheet, model: Model, place: Place, key: str) -> Model | None:

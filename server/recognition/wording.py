@@ -40,7 +40,9 @@ MARKERS: Mapping[str, str] = {"multimix": "o", "unet": "s", "enc": "^", "encssl"
 def method_shown(model: Model) -> str:
     """`MultiMix + SelfReg`"""
     added = REGULARISERS.get(model.selfreg, model.selfreg)
-    return NAMES.get(model.method, model.method) + (f" + {added}" if model.selfreg != "none" else "")
+    plain = model.method == "unet" and model.recogniser == "attention-unet"
+    name = "attention U-Net" if plain else NAMES.get(model.method, model.method)
+    return name + (f" + {added}" if model.selfreg != "none" else "")
 
 
 def label(model: Model, among: Sequence[Model]) -> str:

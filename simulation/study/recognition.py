@@ -13,10 +13,10 @@ from typing import Any
 
 from server.recognition.promises import DROP_SHARE, MARKS, POOLED_GAP
 from server.recognition.rows import Model, Place, Sheet, enriched, mean_by_seed, sheet_of, sites_without
-from server.recognition.tables import LOCAL, MERGED, without_untrained
+from server.recognition.tables import LOCAL, MERGED, rows_for, supervised_like, without_untrained
 from server.recognition.unseen import Drop, drops
 from server.recognition.wording import label, method_shown, ordered, whole_label
-from server.study.statistics import BySeed, Difference, mean, of_differences, paired
+from server.study.statistics import Difference, mean, of_differences, paired
 from server.study.wording import SHOWN, signed
 
 Rows = Sequence[Mapping[str, Any]]
@@ -24,6 +24,8 @@ Cells = Sequence[Mapping[str, Any]]
 Claim = dict[str, Any]
 
 TASKS = ("dice", "accuracy")
+SELFREG = ("selfreg", "selfreg-hippocampus", "selfreg-attention", "ablation")
+"""Tables with SelfReg as published; that of its weights searches them, and promises nothing."""
 SUPERVISED = {"dice": "unet", "accuracy": "enc"}
 """The paper's baseline of each task."""
 
@@ -38,9 +40,11 @@ def claims_of(rows: Rows, cells: Cells = ()) -> list[Claim]:
         sheet = sheet_of(full, [table])
         if table.startswith("few"):
             claims += _few(sheet, table)
-        if table.startswith("selfreg"):
-            claims += _selfreg(sheet, table)
-    claims += _mask_ssl(sheet_of(full, ["mask-ssl"]), cells)
+        if table in SELFREG:
+            claims += _selfreg(sheet_of(rows_for(full, [table]), [table]), table)
+    claims += _mask_ssl(sheet_of(full, ["mask-ssl"]))
+    for table in ("mask-ssl", "thirds"):
+        claims += _federated_prior(sheet_of(full, [table]), table, cells)
     claims += _thirds(without_untrained(sheet_of(full, MERGED["thirds"]), cells))
     claims += _unseen(sheet_of(full, MERGED["unseen"]))
     claims += _whole(sheet_of(full, ["whole"]))
@@ -120,26 +124,43 @@ def _selfreg(sheet: Sheet, table: str) -> Iterator[Claim]:
                     break
 
 
-def _mask_ssl(sheet: Sheet, cells: Cells) -> Iterator[Claim]:
-    without_masks = sites_without("masks", cells)
+def _mask_ssl(sheet: Sheet) -> Iterator[Claim]:
     for place in sheet.conditions:
         for model in ordered(sheet.models):
-            if model.mask_ssl not in ("prior", "federated") or model.site != "all":
-                continue
             none = sheet.like(model, mask_ssl="none")
-            shown = {row.get("cell", "") for row in sheet.test.get((model, place), {}).values()}
-            sites = set().union(*(without_masks.get(key, frozenset()) for key in shown))
-            tests = [replace(place, test_site=site) for site in sorted(sites)] if model.mask_ssl == "federated" else []
-            ours, other = (_over(sheet, each, tests or [place], "dice") for each in (model, none))
-            found = paired(ours, other)
-            if found is not None:
-                where = f" on the tests of {', '.join(sorted(sites))}, without masks in training" if tests else ""
-                words = f"{whole_label(place)}: Dice with the divergence {model.mask_ssl} above that with none{where}"
+            found = paired(sheet.values(model, place, "dice"), sheet.values(none, place, "dice"))
+            if found is not None and model.mask_ssl == "prior":
+                words = (
+                    f"{whole_label(place)}: Dice of {method_shown(model)} with the divergence to the prior above none"
+                )
                 yield _claim("mask-ssl", "mask-ssl", words, found, "dice")
 
 
-def _over(sheet: Sheet, model: Model, places: Sequence[Place], metric: str) -> dict[int, float]:
-    return mean_by_seed([sheet.values(model, place, metric) for place in places])
+def _federated_prior(sheet: Sheet, table: str, cells: Cells) -> Iterator[Claim]:
+    """Against none, or against a prior of each site's own, which a site without masks does not have."""
+    without_masks = sites_without("masks", cells)
+    for place in sheet.conditions:
+        for model in ordered(sheet.models):
+            if (model.mask_ssl, model.setting, model.site) != ("federated", "federated", "all"):
+                continue
+            keys = {row.get("cell", "") for row in sheet.test.get((model, place), {}).values()}
+            sites = sorted(set().union(*(without_masks.get(key, frozenset()) for key in keys)))
+            tests = [replace(place, test_site=site) for site in sites]
+            for kind in ("none", "prior"):
+                other = sheet.like(model, mask_ssl=kind)
+                found = paired(_over(sheet, model, tests), _over(sheet, other, tests))
+                if found is not None:
+                    own = "no divergence" if kind == "none" else "each site's own prior"
+                    words = (
+                        f"{whole_label(place)}: Dice of {method_shown(model)} with the federated prior above that with "
+                        f"{own}, on the tests of {', '.join(sites)}, without masks in training"
+                    )
+                    yield _claim("federated-prior", table, words, found, "dice")
+                    break
+
+
+def _over(sheet: Sheet, model: Model, places: Sequence[Place]) -> dict[int, float]:
+    return mean_by_seed([sheet.values(model, place, "dice") for place in places])
 
 
 def _thirds(sheet: Sheet) -> Iterator[Claim]:
@@ -147,7 +168,8 @@ def _thirds(sheet: Sheet) -> Iterator[Claim]:
         for ours in ordered(sheet.models):
             for metric in TASKS if ours.setting == "federated" else ():
                 values, name = sheet.values(ours, place, metric), SHOWN[metric].heading
-                where = f"{whole_label(place)}: {name} of federated {method_shown(ours)}"
+                prior = " with the federated prior" if ours.mask_ssl == "federated" else ""
+                where = f"{whole_label(place)}: {name} of federated {method_shown(ours)}{prior}"
                 for other in ordered(sheet.models):
                     found = paired(values, sheet.values(other, place, metric)) if _alike(ours, other) else None
                     if found is None or (other.setting, other.site) == LOCAL:
@@ -203,18 +225,12 @@ def _whole(sheet: Sheet) -> Iterator[Claim]:
         for ours in ordered(sheet.models):
             if (ours.method, ours.selfreg, ours.objective) != ("multimix", "selfreg", "gradprom"):
                 continue
-            other = replace(ours, method="supervised", selfreg="none", mask_ssl="none")
-            for metric in TASKS:
-                found = paired(sheet.values(ours, place, metric), _of_supervised(sheet, other, place, metric))
+            other = supervised_like(sheet, ours)
+            for metric in TASKS if other and other.objective == ours.objective else ():
+                found = paired(sheet.values(ours, place, metric), _values(sheet, other, place, metric))
                 if found is not None:
                     words = (
                         f"{whole_label(place)}: {SHOWN[metric].heading} on enhanced images of GradProm with MultiMix "
                         "and SelfReg above that with a supervised recogniser"
                     )
                     yield _claim("whole", "whole", words, found, metric)
-
-
-def _of_supervised(sheet: Sheet, like: Model, place: Place, metric: str) -> BySeed:
-    """Of the supervised recogniser inside the same objective; its network may be another one."""
-    models = [each for each in sheet.models if replace(each, recogniser=like.recogniser, variant=like.variant) == like]
-    return next((values for each in models if (values := sheet.values(each, place, metric))), {})

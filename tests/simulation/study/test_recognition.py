@@ -94,31 +94,36 @@ def test_selfreg_is_claimed_once_per_network_in_dice_or_else_in_accuracy() -> No
     assert "holds 0: no difference shown" in enc["reason"]
 
 
-def test_a_divergence_is_claimed_against_none_in_its_own_setting() -> None:
-    federated = {"setting": "federated"}
+def test_the_prior_is_claimed_against_none_and_other_forms_are_not() -> None:
     rows = [
         *rows_of("multimix", "mask-ssl", (0.5, 0.5)),
         *rows_of("multimix", "mask-ssl", (0.51, 0.53), mask_ssl="prior"),
         *rows_of("multimix", "mask-ssl", (0.9, 0.9), mask_ssl="pairwise"),
-        *rows_of("multimix", "mask-ssl", (0.6, 0.6), **federated),
-        *rows_of("multimix", "mask-ssl", (0.5, 0.4), mask_ssl="federated", **federated),
     ]
-    prior, shared = of(claims_of(rows), "mask-ssl")
+    (prior,) = of(claims_of(rows), "mask-ssl")
     assert (prior["value"], prior["holds"]) == (pytest.approx(0.02), True)
-    assert (shared["value"], shared["holds"]) == (pytest.approx(-0.15), False)
 
 
-def test_the_federated_prior_is_judged_where_no_masks_were() -> None:
+@pytest.mark.parametrize(("other", "words"), [("none", "no divergence"), ("prior", "each site's own prior")])
+def test_the_federated_prior_is_judged_where_no_masks_were(other: str, words: str) -> None:
     typed = ["data.labels={north:{masks:9},hill:{masks:0}}"]
     rows, cells = [], []
-    for mask_ssl, at_hill in (("none", 0.4), ("federated", 0.5)):
+    for mask_ssl, at_hill in ((other, 0.4), ("federated", 0.5)):
         labels = {"mask_ssl": mask_ssl, "setting": "federated", "cell": mask_ssl}
-        rows += rows_of("multimix", "mask-ssl", (0.6,), **labels)
-        rows += rows_of("multimix", "mask-ssl", (at_hill,), test_site="hill", **labels)
+        rows += rows_of("multimix", "thirds", (0.6,), **labels)
+        rows += rows_of("multimix", "thirds", (at_hill,), test_site="hill", **labels)
         cells.append({"key": mask_ssl, "overrides": typed, "rounds": []})
-    (claim,) = of(claims_of(rows, cells), "mask-ssl")
-    assert claim["value"] == pytest.approx(0.1)
-    assert "on the tests of hill, without masks in training" in claim["claim"]
+    (claim,) = of(claims_of(rows, cells), "federated-prior")
+    assert (claim["value"], claim["table"]) == (pytest.approx(0.1), "thirds")
+    assert f"{words}, on the tests of hill, without masks in training" in claim["claim"]
+
+
+def test_methods_with_selfreg_alone_are_compared_with_those_of_the_table_without_it() -> None:
+    rows = [*rows_of("enc", "few", (), (0.5, 0.6)), *rows_of("umtl", "few", (0.5, 0.5)),
+            *rows_of("enc+selfreg", "ablation", (), (0.6, 0.701))]  # fmt: skip
+    (claim,) = of(claims_of(rows), "selfreg")
+    assert (claim["table"], claim["holds"]) == ("ablation", True)
+    assert claim["value"] == pytest.approx(0.1005)
 
 
 def thirds(federated: float, pooled: float) -> tuple[Rows, list[dict[str, Any]]]:
@@ -167,8 +172,8 @@ def test_an_unseen_hospital_costs_the_federation_at_most_half(federated: float, 
 def test_the_whole_system_is_compared_inside_the_same_objective() -> None:
     inside = {"objective": "gradprom", "degradation": "gaussian", "sigma": 0.2}
     rows = [
-        *rows_of("supervised", "whole", (0.5, 0.6), (0.5, 0.6), **inside, recogniser="unet"),
-        *rows_of("supervised", "whole", (0.9, 0.9), (0.9, 0.9), **inside | {"objective": "plain"}),
+        *rows_of("umtl", "whole", (0.5, 0.6), (0.5, 0.6), **inside, recogniser="unet"),
+        *rows_of("umtl", "whole", (0.9, 0.9), (0.9, 0.9), **inside | {"objective": "plain"}),
         *rows_of("multimix+selfreg", "whole", (0.6, 0.7), (0.4, 0.6), **inside, mask_ssl="prior"),
     ]
     dice, accuracy = of(claims_of(rows), "whole")
