@@ -82,6 +82,9 @@ def test_a_cell_that_two_tables_ask_for_is_one_cell() -> None:
         ("strategy=fedadam", True),  # nothing to a model of pooled data
         ("strategy=fedprox", True),
         ("name=other", True),
+        ("learn=umtl", False),
+        ("selfreg=scr", False),
+        ("data.labels={north:{masks:1}}", False),
     ],
 )
 def test_the_key_is_of_what_decides_the_figures(words: str, same: bool) -> None:
@@ -89,6 +92,11 @@ def test_the_key_is_of_what_decides_the_figures(words: str, same: bool) -> None:
         return key_of(load("simulation", [*TINY, *extra], SimulationConfig), "pooled", downstream=False)
 
     assert (key() == key(*words.split())) is same
+
+
+def test_a_cell_that_was_kept_before_learn_and_selfreg_came_keeps_its_key() -> None:
+    first = planned(load("simulation", ["experiment=enhancement"], SimulationConfig).study or study_of(), "quick")[0]
+    assert first.key == "7ad8c812b5920a59d2dd9dc8"
 
 
 def test_a_federation_is_keyed_by_its_strategy() -> None:
