@@ -9,12 +9,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from server import figures
 from server.recognition.rows import SELFREG, Model, Sheet
-from server.recognition.wording import COLOURS, MARKERS, REGULARISERS, label, ordered, place_label, whole_label
+from server.recognition.wording import (
+    COLOURS,
+    MARKERS,
+    REGULARISERS,
+    label,
+    method_shown,
+    ordered,
+    place_label,
+    whole_label,
+)
 from server.study.drawing import Curve, Panel, Picture
 from server.study.statistics import mean, mean_of
 from server.study.wording import SHOWN
@@ -86,10 +95,10 @@ def rank_picture(sheet: Sheet, cells: Sequence[Mapping[str, Any]], table: str) -
                 if points:
                     xs, ys = zip(*points, strict=True)
                     colour, marker = figures.site_colour(number), figures.site_marker(number)
-                    name = REGULARISERS.get(model.selfreg, "without")
+                    name = ", ".join(filter(None, (REGULARISERS.get(model.selfreg, "without"), model.variant)))
                     curves.append(Curve(name, colour, marker, xs, ys))
             if curves:
-                title = f"{label(models[0], sheet.models)}, {whole_label(place)}"
+                title = f"{method_shown(replace(models[0], selfreg='none'))}, {whole_label(place)}"
                 panels.append(Panel(title, "training record", tuple(curves)))
     caption = "Effective rank of the last decoder block's features over training, mean over seeds; 1: all alike."
     return Picture(table, caption, tuple(panels)) if panels else None

@@ -17,6 +17,8 @@ from server.study.statistics import BySeed
 from server.study.wording import SHOWN
 
 Row = Mapping[str, Any]
+WEIGHTS = "selfreg-weights"
+"""The table that tries SelfReg's weights."""
 SELFREG = ("none", "selfreg", "scr", "ifd")
 
 
@@ -205,6 +207,11 @@ def _variants(rows: Sequence[Row], cells: Mapping[str, Mapping[str, Any]]) -> di
         common = set.intersection(*typed.values())
         if len(typed) > 1:
             found |= {(table, key): " ".join(sorted(words - common)) for key, words in typed.items() if words - common}
+        if table == WEIGHTS:  # the weights are what is asked about, also where nothing else has the same name
+            for key, words in typed.items():
+                found[table, key] = " ".join(
+                    sorted(w.removeprefix("selfreg.") for w in words if w.startswith("selfreg."))
+                )
     return found
 
 

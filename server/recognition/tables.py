@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from server.recognition.rows import Model, Place, Row, Sheet, sites_without
+from server.recognition.rows import WEIGHTS, Model, Place, Row, Sheet, sites_without
 from server.recognition.unseen import Drop, drops
 from server.recognition.wording import label as model_label
 from server.recognition.wording import ordered, place_label, whole_label
@@ -24,7 +24,7 @@ MERGED = {
     "unseen": ("unseen", "unseen-pooled", "unseen-local"),
 }
 """Tables of the plan that answer one question together."""
-BORROWED = {"ablation": "few", "selfreg-weights": "selfreg"}
+BORROWED = {"ablation": "few", WEIGHTS: "selfreg"}
 """Tables of networks with SelfReg, and the one in which the same stand without it."""
 MASK_METRICS = ("dice", "jaccard", "hd95_mm", "hd95_px", "missed", "mask_ssim", "precision", "recall")
 DIAGNOSIS_METRICS = ("accuracy", "f1", "auc")
@@ -54,11 +54,11 @@ def blocks_of(sheet: Sheet, name: str, cells: Sequence[Mapping[str, object]] = (
 
 
 def rows_for(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
-    """The rows of these tables; where networks with SelfReg stand alone there, also those of the same without it."""
+    """The rows of these tables; where networks with SelfReg stand alone there, also the same without it."""
     own = [row for row in rows if row.get("table") in names]
     methods = {row["method"].partition("+")[0] for row in own}
     lent = [BORROWED[name] for name in names if name in BORROWED]
-    borrowed = [row for row in rows if row.get("table") in lent and row["method"] in methods]
+    borrowed = [row for row in rows if row.get("table") in lent and row["method"].partition("+")[0] in methods]
     return [*own, *({**row, "table": names[0]} for row in borrowed)]
 
 

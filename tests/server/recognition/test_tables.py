@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from server.recognition.rows import enriched, sheet_of, sites_without
-from server.recognition.tables import blocks_of, details_of
+from server.recognition.tables import blocks_of, details_of, rows_for
 from server.recognition.unseen import drops
 from server.study.tables import Block, Score
 
@@ -195,3 +195,18 @@ def test_pseudo_labels_are_counted_over_training_and_a_rate_of_nothing_is_none(f
         "offered": 100.0, "accepted, share": 0.5, "accepted of kind a": 10.0, "accepted of none": 40.0,
     }  # fmt: skip
     assert all(row["feature_rank"] == 2.0 for row in enriched(few, cells) if row["method"] == "multimix")
+
+
+def test_weights_of_selfreg_are_named_and_stand_beside_the_published_ones_and_none() -> None:
+    rows = [
+        *rows_of("unet", "selfreg", {"dice": 0.5}),
+        *rows_of("unet+scr", "selfreg", {"dice": 0.51}),
+        *rows_of("unet+scr", "selfreg-weights", {"dice": 0.53}, cell="w"),
+    ]
+    cells = [sheet("w", ["learn=unet", "selfreg.consistency_weight=0.15"])]
+    full = rows_for(enriched(rows, cells), ["selfreg-weights"])
+    (block,) = blocks_of(sheet_of(full, ["selfreg-weights"]), "selfreg-weights")
+    assert [line.label for line in block.lines] == ["U-Net", "U-Net + SCR", "U-Net + SCR, consistency_weight=0.15"]
+    difference = score(block, "U-Net + SCR, consistency_weight=0.15", "Dice ↑").difference
+    assert difference is not None
+    assert difference.mean == pytest.approx(0.03)
