@@ -72,7 +72,7 @@ def _more(
         yield ""
         yield "<details><summary>What it looks like</summary>"
         for kind, look in {each.kind: each for each in looks}.items():  # the last model's; report.html has them all
-            path = images / f"{stem}-{name}-{kind}.png"
+            path = images / f"{stem}-{name}-look-{kind}.png"
             images.mkdir(parents=True, exist_ok=True)
             write_atomically(path, base64.b64decode(look.uri.partition(",")[2]))
             link = Path(os.path.relpath(path, out.parent)).as_posix()

@@ -216,3 +216,33 @@ def test_markdown_says_the_pages_numbers(tmp_path: Path) -> None:
     assert text.count("not examined") == page.count("not examined: cells not yet run") > 0
     assert "T|&lt;b&gt;" in text
     assert (tmp_path / "docs" / "images" / "recognition-few.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_pictures_of_cells_lie_beside_the_charts_and_never_in_their_place(tmp_path: Path) -> None:
+    rows = few(0.6)
+    dot = "data:image/png;base64,iVBORw0KGgo="
+    names = ("few", "selfreg", "selfreg-attention")
+    rounds = [{"feature_rank": 3.0}]
+    rows = [{**row, "table": name} for row in rows for name in names]
+    looks = [{"kind": kind, "caption": "c", "uri": dot} for kind in ("contours", "attention")]
+    cells = [
+        {"key": key, "tables": list(names), "setting": "pooled", "seed": 0, "seconds": 1.0, "overrides": [],
+         "rounds": rounds, "pictures": looks}
+        for key in dict.fromkeys(row["cell"] for row in rows)
+    ]  # fmt: skip
+    table = {"title": "T", "question": "Q?", "common": [], "planned": 2, "done": 2, "missing": []}
+    study = {"kind": "recognition", "budget": "full", "planned": 6, "cells": cells}
+    study["tables"] = [{**table, "name": name} for name in names]
+    record = {
+        "experiment": "recognition", "seeds": [0], "config_digest": "d", "versions": {}, "wall_s": 1.0, "rows": rows,
+        "claims": [], "study": study,
+    }  # fmt: skip
+    (tmp_path / "report.json").write_text(json.dumps(record))
+    out = tmp_path / "docs" / "results" / "recognition.md"
+    assert main(["--out", str(out), str(tmp_path)]) == 0
+    images = tmp_path / "docs" / "images"
+    links = re.findall(r"\(\.\./images/(.*?)\)", out.read_text())
+    assert len(links) == len(set(links))
+    assert {path.name for path in images.iterdir()} == set(links)
+    assert {"recognition-few-look-contours.png", "recognition-selfreg-look-attention.png"} <= set(links)
+    assert (images / "recognition-selfreg-attention.png").stat().st_size > 1000
