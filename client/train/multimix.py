@@ -1,6 +1,6 @@
 """MultiMix: diagnosis and segmentation from few labels, and from images that have none.
 
-Haghighi, Imran, Terzopoulos et al. MultiMix: Sparingly Supervised, Extreme Multitask Learning from Medical Images. ISBI
+Haque, Imran, Wang, Terzopoulos. MultiMix: Sparingly Supervised, Extreme Multitask Learning from Medical Images. ISBI
 2021. https://arxiv.org/abs/2010.14731; MELBA 2021:011. Pseudo-labels: Sohn et al. FixMatch. 2020.
 https://arxiv.org/abs/2001.07685.
 
@@ -24,7 +24,8 @@ The KL term as released is 0 (softmax over one channel), so no form of it has be
     pairwise     KL of image i with a mask and image i without, the first detached
     prior        KL of the mean map over images with a mask (detached) and the mean map over those without: whichever
                  images stand side by side does not matter. Both are moving averages over batches, for the mean map of a
-                 few images is nearly as sharp as each of them; the gradient flows through the batch at hand
+                 few images is nearly as sharp as each of them; the gradient flows through the batch at hand, which
+                 has the share 1 - learn.prior_decay of its average and so that of the gradient
     federated    prior, its first map being the mean over all sites that have masks: a site without any can compute it
     consistency  none of these: pixels that are confident (t) on the weak view are learnt on the strong one
 """

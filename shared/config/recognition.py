@@ -43,7 +43,7 @@ MaskSSL = Literal["none", "official0", "pairwise", "prior", "federated", "consis
 class LearnConfig:
     """What the recogniser's loss is made of: MultiMix and the papers' ablations of it as flags.
 
-    Haghighi, Imran, Terzopoulos et al. MultiMix. ISBI 2021, https://arxiv.org/abs/2010.14731; MELBA 2021:011.
+    Haque, Imran, Wang, Terzopoulos. MultiMix. ISBI 2021, https://arxiv.org/abs/2010.14731; MELBA 2021:011.
     """
 
     kind: Literal["supervised", "unet", "enc", "encssl", "umtl", "umtls", "umtl-ssl", "multimix"] = "supervised"
@@ -77,7 +77,7 @@ class LearnConfig:
     threshold: float = 0.7
     """t: a pseudo-label counts from this probability on."""
     prior_decay: float = 0.9
-    """Of the moving average over batches that is the labelled side of `prior`."""
+    """Of the moving averages over batches that both sides of `prior` are."""
     prior_patients: int = 3
     """federated: a site with fewer patients with a mask in training adds nothing to the mean map."""
 

@@ -1,6 +1,6 @@
 """Strong augmentation: drawn as a value, then applied to images on the [0, 1] scale with any number of channels.
 
-The pool and the magnitudes of MultiMix's released code (Haghighi, Imran, Terzopoulos et al.,
+The pool and the magnitudes of MultiMix's released code (Haque, Imran, Wang, Terzopoulos,
 https://arxiv.org/abs/2010.14731), which are FixMatch's RandAugment without colour (Sohn et al., https://arxiv.org/abs/2001.07685):
 a horizontal flip, a shift of up to 4 px over a mirrored border, then two operations of the pool, each left out half of
 the time, with a level of 1 to 9 tenths. As Pillow has them, but for two things: rotation and shear are bilinear and

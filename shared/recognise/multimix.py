@@ -1,6 +1,6 @@
 """The network that MultiMix was published with: an encoder with a class head, a decoder over concatenated skips.
 
-Haghighi, Imran, Terzopoulos et al. https://arxiv.org/abs/2010.14731: widths 16 to 256 in five levels; a block is twice
+Haque, Imran, Wang, Terzopoulos. https://arxiv.org/abs/2010.14731: widths 16 to 256 in five levels; a block is twice
 a 3 x 3 convolution, InstanceNorm without weights and LeakyReLU 0.2, then dropout 0.25; levels are joined by the maximum
 of 2 x 2 pixels on the way down and by bilinear interpolation on the way up; the class head takes the mean over the
 image of the halved deepest features. The bridge's channels, image and saliency, go into the first convolution of the

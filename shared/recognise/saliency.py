@@ -1,6 +1,6 @@
 """The saliency bridge of MultiMix: |d (highest class score) / d image| and the image, small, into the decoder.
 
-Haghighi, Imran, Terzopoulos et al. https://arxiv.org/abs/2010.14731.
+Haque, Imran, Wang, Terzopoulos. https://arxiv.org/abs/2010.14731.
 
 While training, saliency comes from the graph of the step's own forward (`saliency_from_graph`). For evaluation there is
 the closed-form saliency: the vector-Jacobian product of the encoder, written out as forward operations. Every layer

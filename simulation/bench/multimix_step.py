@@ -7,7 +7,7 @@
             and decoder on all five, and one backward
 
 Five streams of STREAM images (four, and the strong view of the fourth), the same networks, losses, clipping and
-optimiser: only the scheme differs, and the loss is the same number. Haghighi, Imran, Terzopoulos et al.
+optimiser: only the scheme differs, and the loss is the same number. Haque, Imran, Wang, Terzopoulos.
 https://arxiv.org/abs/2010.14731. Networks and step: simulation/bench/recognisers.py; clock: simulation/bench/steps.py.
 """
 
