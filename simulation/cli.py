@@ -30,9 +30,15 @@ KEY=VALUE overrides, for instance:
   objective.task_weight=0.1 objective.recognition=supervised
                                       lambda; supervised, or unsupervised (no labels after the warm-up)
   gate=global                         global, layer, weighted, projected, confident
-  enhance=unet recognise=unet         unet, srresnet, cnn3, todnet; unet, cnn, vnet, resunet, voxresnet
+  enhance=unet recognise=unet         unet, srresnet, cnn3, todnet, none; unet, cnn, vnet, resunet, voxresnet,
+                                      attention-unet, multimix
+  learn=supervised learn.mask_ssl=prior
+                                      supervised, unet, enc, encssl, umtl, umtls, umtl-ssl, multimix; of images without
+                                      a mask: none, official0, pairwise, prior, federated, consistency
+  selfreg=none                        none, selfreg, scr, ifd
   degrade=gaussian degrade.sigma=[0.1,0.2]
-                                      gaussian, poisson, blur, composite, downsample, kspace, low_dose, pairs
+                                      gaussian, poisson, blur, composite, downsample, kspace, low_dose, pairs,
+                                      none (with enhance=none objective=plain: a recogniser alone)
   strategy=fedavg strategy.promotion=none
                                       fedavg, fedprox, fedadam, fedyogi; the federated gate: none, global, layer,
                                       projected, orthogonal
