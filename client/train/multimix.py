@@ -162,12 +162,12 @@ def segmentation(
 
 
 def counts_as(weight: float, of_labelled: float) -> float:
-    """What an unlabelled image counts when sites are averaged, a labelled one counting 1: as in the loss.
+    """What an unlabelled image counts when sites are averaged, a labelled one counting 1: as in the loss, 1 at most.
 
     A site without a mask would otherwise outvote one that has some: its optimiser takes steps as long as any other's
-    along a gradient that is a hundredth of it.
+    along a gradient that is a hundredth of it. A coordinator believes no count above the images that were drawn.
     """
-    return weight / of_labelled if of_labelled > 0 else float(weight > 0)
+    return min(1.0, weight / of_labelled) if of_labelled > 0 else float(weight > 0)
 
 
 def segmented(recogniser: nn.Module, image_BCHW: Tensor) -> Recognition:
