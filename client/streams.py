@@ -7,6 +7,7 @@ the same unlabelled images in the same order.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -74,10 +75,22 @@ def _pools(slices: Slices, campaign: CampaignConfig) -> Pools:
 def draws(pools: Pools, campaign: CampaignConfig, *purpose: str | int) -> Iterator[tuple[Tensor, Streams | None]]:
     """Endless (indices in the order of the streams, how many of each); `purpose` says whose draws they are."""
     size = campaign.training.batch_size
-    orders = {name: _endless(pool, generator(campaign.seed, *purpose, "order", name)) for name, pool in pools.all}
+    orders = {name: _order(name, pool, campaign, purpose) for name, pool in pools.all}
     streams = Streams(*(size if len(pool) else 0 for _, pool in pools.all))
     while True:
         yield torch.cat([_taken(orders[name], size) for name, pool in pools.all if len(pool)]), streams
+
+
+def masked_patients(slices: Slices, campaign: CampaignConfig, steps: int, *purpose: str | int) -> int:
+    """Different patients among the images with a mask that `steps` steps draw; `purpose` as in `draws`."""
+    pool = _pools(slices, campaign).masked
+    count = min(len(pool), steps * campaign.training.batch_size)
+    drawn = list(itertools.islice(_order("masked", pool, campaign, purpose), count))
+    return len(set(slices.patient_N[drawn].tolist()))
+
+
+def _order(name: str, pool: Tensor, campaign: CampaignConfig, purpose: tuple[str | int, ...]) -> Iterator[int]:
+    return _endless(pool, generator(campaign.seed, *purpose, "order", name))
 
 
 def _endless(pool: Tensor, rng: torch.Generator) -> Iterator[int]:

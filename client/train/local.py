@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from client.batches import training_batches
 from client.dataset import Slices
-from client.streams import learns_nothing
+from client.streams import learns_nothing, masked_patients
 from client.train import gradprom, observed, recognise, todnet
 from client.train.gradprom import Anchor, Gradients, Optimisers, StepRecord
 from client.train.multimix import multimix
@@ -126,8 +126,9 @@ def train_round(
     spent = {"learning_rate": rate, "samples": samples, "seconds": time.perf_counter() - began}
     if gaps:
         spent["wasserstein"] = float(torch.stack(gaps).mean())
-    observed.keep_map(networks, sums, slices, campaign)
-    seen = observed.record(networks, moved, sums, steps, slices, campaign)
+    patients = masked_patients(slices, campaign, steps, "site", site, "round", round)
+    counted = observed.keep_map(networks, sums, patients, campaign)
+    seen = observed.record(networks, moved, sums, steps, campaign, counted=counted)
     return {**_means(records, enhances=campaign.enhance.kind != "none"), **spent, **seen}, state
 
 

@@ -7,7 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-from client.dataset import Slices
 from client.train.multimix import MeanMaps
 from client.train.selfreg import effective_rank
 from client.train.terms import Sums
@@ -42,25 +41,24 @@ def _mean(sums: Sums, of: str, count: str) -> Tensor | None:
     return sums[of] / sums[count] if count in sums else None
 
 
-def keep_map(networks: Networks, sums: Sums, slices: Slices, campaign: CampaignConfig) -> None:
-    """Put this site's mean map where the federation's was, to be averaged with the other sites'.
+def keep_map(networks: Networks, sums: Sums, patients: int, campaign: CampaignConfig) -> bool:
+    """Put this site's mean map where the federation's was, to be averaged with the other sites'; whether it was put.
 
-    Not where it would be that of too few patients: then the federation's stays, and the difference is 0.
+    Not where it would be that of too few `patients`, those whose masks were drawn in this round: then the federation's
+    stays, and the difference is 0.
     """
     mean_KHW = mean_map(sums)
-    if networks.prior is not None and mean_KHW is not None and _enough_patients(slices, campaign):
-        networks.prior.map_KHW.copy_(mean_KHW)
-
-
-def _enough_patients(slices: Slices, campaign: CampaignConfig) -> bool:
-    return len(set(slices.patient_N[slices.has_mask_N].tolist())) >= campaign.learn.prior_patients
+    if networks.prior is None or mean_KHW is None or patients < campaign.learn.prior_patients:
+        return False
+    networks.prior.map_KHW.copy_(mean_KHW)
+    return True
 
 
 def record(
-    networks: Networks, last: Batch, sums: Sums, steps: int, slices: Slices, campaign: CampaignConfig
+    networks: Networks, last: Batch, sums: Sums, steps: int, campaign: CampaignConfig, *, counted: bool
 ) -> dict[str, float]:
-    """The part of a training record that recognition is the subject of."""
-    found = images(sums, networks, counted=_enough_patients(slices, campaign))
+    """The part of a training record that recognition is the subject of; `counted`: the mask map was put in."""
+    found = images(sums, networks, counted=counted)
     found |= {name: float(sums[name]) / steps for name in _LOSSES if name in sums}
     if "offered" in sums and bool(sums["offered"]):
         accepted = sums["accepted_N"].tolist()
@@ -74,7 +72,7 @@ def record(
 
 
 def images(sums: Sums, networks: Networks, *, counted: bool) -> dict[str, float]:
-    """images.<part> of every part that the networks have, whole; `counted`: the mask map is one of enough patients."""
+    """images.<part> of every part that the networks have, whole; `counted`: the mask map was put in."""
     parts = {part for name in to_arrays(networks) if (part := part_of(name)) is not None}
     masked = sums.get("masked", torch.zeros(())) if counted else torch.zeros(())
     known = {**sums, "images.prior": masked}

@@ -79,7 +79,7 @@ class LearnConfig:
     prior_decay: float = 0.9
     """Of the moving averages over batches that both sides of `prior` are."""
     prior_patients: int = 3
-    """federated: a site with fewer patients with a mask in training adds nothing to the mean map."""
+    """federated: a site that draws masks of fewer patients in a round adds nothing to the mean map."""
 
     @property
     def streams(self) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from client.batches import training_batches
 from client.labels import scarce
+from client.streams import masked_patients
 from client.train import gradprom, recognise
 from client.train.local import train_round
 from client.train.multimix import (
@@ -238,6 +239,33 @@ def test_an_unlabelled_image_counts_as_much_less_than_a_labelled_one_as_its_term
     assert float(sums["images.decoder"]) == 4 + 4 * 0.25
     assert float(sums["images.diagnosis"]) == 4 + 4 * 0.25
     assert float(sums["images.encoder"]) == 10
+
+
+def test_an_unlabelled_image_never_counts_more_than_a_labelled_one_for_a_coordinator_believes_no_more() -> None:
+    agreed = campaign("learn.threshold=0.0", "learn.mask_ssl_weight=20", "learn.diagnosis_ssl_weight=9")
+    record, _ = train_round(build_networks(agreed), slices(), agreed, MACHINE, site="north", round=1, steps=2)
+    assert record["images.decoder"] == record["images.diagnosis"] == 2 * (4 + 4)
+    assert record["images.encoder"] == record["samples"] == 2 * 16
+
+
+def test_patients_are_counted_whose_masks_were_drawn_and_not_those_whose_masks_might_have_been() -> None:
+    agreed = campaign("training.batch_size=2", "training.augment=false")
+    of_five = disc_slices(20, per_patient=4)
+    for steps in (1, 2, 3, 100):
+        batches = training_batches(of_five, agreed, site="north", round=1, steps=steps)
+        drawn = torch.cat([batch.clean_BCHW[: batch.streams.masked] for batch in batches if batch.streams])
+        same_BN = (drawn[:, None] == of_five.clean_NCHW[None]).flatten(2).all(2)
+        patients = set(of_five.patient_N[same_BN.any(0)].tolist())
+        assert masked_patients(of_five, agreed, steps, "site", "north", "round", 1) == len(patients)
+
+
+def test_the_map_of_one_patient_does_not_leave_where_a_round_draws_that_patient_alone() -> None:
+    agreed = campaign("learn.mask_ssl=federated", "training.batch_size=1")
+    networks = build_networks(agreed)
+    record, _ = train_round(networks, disc_slices(16), agreed, MACHINE, site="north", round=1, steps=2)
+    assert record["images.prior"] == 0
+    assert networks.prior is not None
+    assert not networks.prior.known
 
 
 def test_the_federations_map_leaves_a_site_only_as_a_mean_over_enough_patients() -> None:
