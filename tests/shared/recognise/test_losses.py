@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from shared.batch import Batch
 from shared.config import ObjectiveConfig
 from shared.recognise.losses import labelled, mask_loss_B, recognition_loss, soft_dice_loss_B
-from shared.recognise.networks import Recognition
+from shared.recognise.recognition import Recognition
 
 OBJECTIVE = ObjectiveConfig(kind="gradprom", mask_weight=1.0, diagnosis_weight=0.5)
 
@@ -43,9 +43,22 @@ def test_the_mask_loss_is_monais() -> None:
     torch.testing.assert_close(mask_loss_B(recognition.mask_logits_BKHW, batch.mask_BHW), expected + cross_entropy)
 
 
+def test_with_absent_classes_the_dice_loss_is_the_published_one_over_all_of_them() -> None:
+    probabilities = torch.zeros(1, 3, 2, 2)
+    probabilities[0, 1, 0] = 0.5  # of class 1, which is there in two pixels, half of each is found
+    probabilities[0, 2, 1] = 0.25  # of class 2, which is not there, a quarter of two pixels is
+    probabilities[0, 0] = 1 - probabilities[0, 1:].sum(0)
+    truth = torch.tensor([[[1, 1], [0, 0]]])
+    of_first, of_second = 1 - (2 * 1 + 1) / (1 + 2 + 1), 1 - 1 / (0.5 + 1)
+    shown = soft_dice_loss_B(probabilities, truth)
+    torch.testing.assert_close(shown, torch.tensor([of_first]))
+    both = soft_dice_loss_B(probabilities, truth, of_absent=True)
+    torch.testing.assert_close(both, torch.tensor([(of_first + of_second) / 2]))
+
+
 def test_the_loss_is_that_of_the_labelled_images_alone() -> None:
     recognition, batch = example()
-    mask_logits, diagnosis_logits, _ = recognition
+    mask_logits, diagnosis_logits = recognition.mask_logits_BKHW, recognition.diagnosis_logits_BN
     assert mask_logits is not None
     assert diagnosis_logits is not None
     masked, known = [0, 1, 3], [0, 2, 3]
@@ -57,7 +70,7 @@ def test_the_loss_is_that_of_the_labelled_images_alone() -> None:
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_micro_batches_add_up_to_the_whole(size: int) -> None:
     recognition, batch = example()
-    mask_logits, diagnosis_logits, _ = recognition
+    mask_logits, diagnosis_logits = recognition.mask_logits_BKHW, recognition.diagnosis_logits_BN
     assert mask_logits is not None
     assert diagnosis_logits is not None
     counts = labelled(batch)
