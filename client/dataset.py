@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from client.ingest.store import SeriesRecord, Store, rule_digest
+from client.labels import scarce
 from shared.config import CampaignConfig, SplitConfig
 from shared.errors import DataError
 from shared.images.intensity import pad_or_crop
@@ -91,8 +92,6 @@ def open_site(store: Path, site: str, campaign: CampaignConfig) -> SiteData:
     counts = _counts((train, validation, test), records, patients, campaign)
     budget = (campaign.data.labels or {}).get(site)
     if budget is not None:
-        from client.labels import scarce
-
         train = scarce(train, budget, campaign.seed)
     return SiteData(site, train, validation, test, counts)
 

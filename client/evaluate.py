@@ -93,7 +93,7 @@ def evaluate(
     if surfaces:  # every image of a store has a spacing, or none has
         images = {key: value for key, value in images.items() if not key.endswith(_UNITS) or np.isfinite(value).any()}
     patients = _patients(values, slices)
-    return Scores({**images, **_patient_scores(patients, campaign.data.diagnoses)}, slices.identity, patients)
+    return Scores({**images, **_patient_scores(patients, campaign.diagnoses)}, slices.identity, patients)
 
 
 def summarise(scores: Scores) -> Metrics:
@@ -142,7 +142,7 @@ def _batch_scores(
     for state in judged_states(campaign):
         recognition = recognised(networks.recogniser, images[state], machine)
         if recognition.mask_logits_BKHW is not None:
-            found = _mask_scores(recognition.mask_logits_BKHW, batch, campaign.data.masks, spacing_B2)
+            found = _mask_scores(recognition.mask_logits_BKHW, batch, campaign.masks, spacing_B2)
             scores.update({f"{state}.{name}": values for name, values in found.items()})
         if recognition.diagnosis_logits_BN is not None:
             scores[f"{state}.probabilities"] = recognition.diagnosis_logits_BN.double().softmax(1)
@@ -203,8 +203,7 @@ def _spacing_N2(slices: Slices, campaign: CampaignConfig) -> Tensor:
     agreed = campaign.data.ingest.spacing_mm
     if agreed is not None:
         return torch.tensor(agreed[1:]).expand(len(slices), 2)
-    of_slices: Tensor | None = getattr(slices, "spacing_N2", None)
-    return torch.zeros(len(slices), 2) if of_slices is None else of_slices
+    return torch.zeros(len(slices), 2) if slices.spacing_N2 is None else slices.spacing_N2
 
 
 def _patients(values: Mapping[str, Values], slices: Slices) -> dict[str, tuple[Values, npt.NDArray[np.int64]]]:

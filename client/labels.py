@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from client.dataset import Slices
 from shared.config import LabelsConfig
+
+if TYPE_CHECKING:
+    from client.dataset import Slices
 
 
 def scarce(slices: Slices, budget: LabelsConfig, seed: int) -> Slices:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from shared.config import CampaignConfig, MachineConfig
 from shared.enhance.networks import build_enhancer
 from shared.errors import ConfigError
-from shared.recognise.networks import bridge_of, build_recogniser
+from shared.recognise.networks import build_recogniser
+from shared.recognise.saliency import bridge_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)

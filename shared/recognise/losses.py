@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from shared.batch import Batch
 from shared.config import ObjectiveConfig
-from shared.recognise.networks import Recognition
+from shared.recognise.recognition import Recognition
 
 DICE_SMOOTHING_PX = 1.0
 

@@ -22,7 +22,7 @@ from shared.recognise.attention import AttentionUNetRecogniser
 from shared.recognise.downstream import DOWNSTREAM
 from shared.recognise.multimix import MultiMixRecogniser
 from shared.recognise.recognition import Encoding, Recognition, pooled_BC
-from shared.recognise.saliency import Bridge, Step, bridge_of, bridged, encoded, passed
+from shared.recognise.saliency import Bridge, Step, bridged, encoded, passed
 
 
 class UNetRecogniser(nn.Module):
@@ -134,6 +134,3 @@ def build_recogniser(
         return UNetRecogniser(channels, config, num_masks, num_diagnoses, bridge)
 
     return built(make, seed, "recogniser")
-
-
-__all__ = ["CNNRecogniser", "Recognition", "UNetRecogniser", "bridge_of", "build_recogniser"]

@@ -35,7 +35,7 @@ from shared.config import (
     TrainingConfig,
 )
 from shared.networks import Networks, placed
-from shared.recognise.networks import Recognition
+from shared.recognise.recognition import Recognition
 from shared.seeding import generator
 
 WIDTH, SIDE, BATCH = 32, 32, 8

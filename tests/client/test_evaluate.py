@@ -13,7 +13,7 @@ from client.evaluate import evaluate, predict, summarise
 from shared.config import CampaignConfig, IngestConfig, LearnConfig, MachineConfig
 from shared.images.quality import psnr_db_B
 from shared.networks import Networks, build_networks
-from shared.recognise.networks import Recognition
+from shared.recognise.recognition import Recognition
 from shared.weights import to_arrays
 from tests.client.slices import disc_slices
 

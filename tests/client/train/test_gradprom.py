@@ -21,7 +21,7 @@ from shared.enhance.losses import enhancement_loss
 from shared.errors import DataError
 from shared.networks import Networks, build_networks
 from shared.recognise.losses import labelled, recognition_loss, soft_target_losses, supervised_losses
-from shared.recognise.networks import Recognition
+from shared.recognise.recognition import Recognition
 
 KINDS = ("plain", "joint", "frozen", "gradprom", "estr")
 

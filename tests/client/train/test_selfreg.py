@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from client.train.selfreg import effective_rank, ifd, scr, selfreg_loss, sorted_BCHW
 from shared.config import RecogniserConfig, SelfRegConfig
-from shared.recognise.networks import Recognition, build_recogniser
+from shared.recognise.networks import build_recogniser
+from shared.recognise.recognition import Recognition
 from shared.seeding import generator
 
 BOTH = SelfRegConfig(consistency_weight=0.3, distillation_weight=0.2)

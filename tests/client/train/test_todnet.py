@@ -27,7 +27,7 @@ from shared.enhance.todnet import TODNetGenerator
 from shared.errors import ConfigError, DataError
 from shared.networks import Networks, build_networks
 from shared.recognise.losses import labelled, mask_loss_B, supervised_losses
-from shared.recognise.networks import Recognition
+from shared.recognise.recognition import Recognition
 from shared.types import Arrays
 from shared.weights import add, difference, load_arrays, to_arrays
 from tests.client.slices import disc_slices
