@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from server import figures
+from server.figures import Chart
 from server.findings import Run
 from server.wording import METRICS
 from shared.errors import DataError
@@ -36,6 +37,8 @@ from shared.errors import DataError
 Pictures = Mapping[str, npt.NDArray[Any]]
 MASK_COLOURS = ("#ffb000", "#4fd1ff", "#ff6fae", "#8be36b", "#c59bff", "#ff8a5c")
 """Contours of predictions, one colour per class; chosen to stand out on grey anatomy."""
+EXAMPLE_FIGURES = ("psnr_db", "dice", "hd95_mm", "hd95_px")
+"""Below an example, where it has them."""
 
 _CURVES = (
     ("training", "loss_enhance", "enhancement loss, training"),
@@ -45,12 +48,6 @@ _CURVES = (
     ("evaluation", "enhanced.accuracy", "accuracy on enhanced test images"),
 )
 _SPREAD = ("psnr_db", "ssim", "dice", "accuracy")
-
-
-@dataclass(frozen=True, slots=True)
-class Chart:
-    title: str
-    svg: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,9 +238,9 @@ def _contours(mask: npt.NDArray[Any] | None, num_masks: int, *, is_truth: bool) 
 
 def _figures(example: Pictures, state: str, diagnoses: Sequence[str]) -> tuple[str, ...]:
     words = []
-    for metric in ("psnr_db", "dice", "hd95_mm", "hd95_px"):
+    for metric in EXAMPLE_FIGURES:
         value = example.get(f"{metric}_{state}")
-        if value is not None and metric in METRICS and np.isfinite(value):
+        if value is not None and np.isfinite(value):
             shown = METRICS[metric]
             words.append(f"{shown.heading} {float(value):.{shown.decimals}f} {shown.unit}".rstrip())
     said = _named(example.get(f"said_{state}"), diagnoses)

@@ -55,6 +55,14 @@ def site_sign(index: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Chart:
+    """What a page shows: words, and inline SVG below them."""
+
+    title: str
+    svg: str
+
+
+@dataclass(frozen=True, slots=True)
 class Line:
     """One line of a round chart: a value per round, NaN where there is none."""
 
@@ -185,7 +193,7 @@ def image_uri(image_HW: npt.NDArray[Any]) -> str:
     from PIL import Image
 
     grey = np.round(np.clip(np.nan_to_num(image_HW), 0, 1) * 255).astype(np.uint8)
-    return _png(Image.fromarray(grey))
+    return png_uri(Image.fromarray(grey))
 
 
 def error_uri(error_HW: npt.NDArray[Any], largest: float) -> str:
@@ -194,7 +202,7 @@ def error_uri(error_HW: npt.NDArray[Any], largest: float) -> str:
     from PIL import Image
 
     share = np.clip(np.abs(np.nan_to_num(error_HW)) / max(largest, 1e-9), 0, 1)
-    return _png(Image.fromarray(np.round(colormaps["inferno"](share)[..., :3] * 255).astype(np.uint8)))
+    return png_uri(Image.fromarray(np.round(colormaps["inferno"](share)[..., :3] * 255).astype(np.uint8)))
 
 
 def map_uri(share_HW: npt.NDArray[Any], colours: str, *, see_through: bool = False) -> str:
@@ -210,7 +218,7 @@ def map_uri(share_HW: npt.NDArray[Any], colours: str, *, see_through: bool = Fal
     palette = np.round(colormaps[colours](np.arange(256))[:, :3] * 255).astype(np.uint8)
     picture.putpalette(palette.tobytes())
     clear = {"transparency": bytes(np.round(np.arange(256) * MOST_OPAQUE).astype(np.uint8))} if see_through else {}
-    return _png(picture, **clear)
+    return png_uri(picture, **clear)
 
 
 def gradient_css(colours: str) -> str:
@@ -232,7 +240,8 @@ def contour_path(mask_HW: npt.NDArray[Any]) -> str:
     return "".join(steps)
 
 
-def _png(picture: Picture, **options: Any) -> str:
+def png_uri(picture: Picture, **options: Any) -> str:
+    """As a data URI; `options` are those of Pillow's PNG."""
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True, **options)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from server import figures
@@ -34,13 +33,7 @@ _COORDINATOR: tuple[tuple[str, str, figures.Axis], ...] = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class GateChart:
-    title: str
-    svg: str
-
-
-def gate_charts(run: Run, sites: Sequence[str]) -> list[GateChart]:
+def gate_charts(run: Run, sites: Sequence[str]) -> list[figures.Chart]:
     """Of the sites: one chart per quantity that was measured; none for a run in which nobody looked at the task's
     gradient."""
     trained = _trained(run)
@@ -58,7 +51,7 @@ def gate_charts(run: Run, sites: Sequence[str]) -> list[GateChart]:
     return charts
 
 
-def promotion_charts(run: Run) -> list[GateChart]:
+def promotion_charts(run: Run) -> list[figures.Chart]:
     """Of the coordinator's own gate: what it made of the sites' mean movement; none where it had no gate."""
     trained = _trained(run)
     charts = []
@@ -75,9 +68,9 @@ def _trained(run: Run) -> list[Mapping[str, Any]]:
 
 def _chart(
     run: Run, trained: Sequence[Mapping[str, Any]], lines: Sequence[figures.Line], title: str, axis: figures.Axis
-) -> GateChart:
+) -> figures.Chart:
     rounds = [int(record["round"]) for record in trained]
-    return GateChart(title, figures.round_chart(rounds, lines, axis, label=f"{title}, {run.method}"))
+    return figures.Chart(title, figures.round_chart(rounds, lines, axis, label=f"{title}, {run.method}"))
 
 
 def _promotion(record: Mapping[str, Any]) -> Mapping[str, Any]:

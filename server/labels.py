@@ -37,12 +37,6 @@ COLLAPSED = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class LabelChart:
-    title: str
-    svg: str
-
-
-@dataclass(frozen=True, slots=True)
 class SiteLabels:
     """One line of the tables, summed over rounds; None where nothing was counted."""
 
@@ -63,7 +57,7 @@ class LabelSection:
     parts: tuple[str, ...]
     classes: tuple[str, ...]
     sites: tuple[SiteLabels, ...]
-    charts: tuple[LabelChart, ...]
+    charts: tuple[figures.Chart, ...]
     watch: tuple[str, ...]
     """What may go wrong, in words: pseudo-labels of one class only or none accepted; what the feature rank did."""
 
@@ -114,7 +108,7 @@ def _line(trained: Sequence[Mapping[str, Any]], site: str, parts: Sequence[str],
     )
 
 
-def _charts(run: Run, trained: Sequence[Mapping[str, Any]], sites: Sequence[str]) -> Iterator[LabelChart]:
+def _charts(run: Run, trained: Sequence[Mapping[str, Any]], sites: Sequence[str]) -> Iterator[figures.Chart]:
     rounds = [int(record["round"]) for record in trained]
     for key, title, axis in _CHARTS:
         lines = [
@@ -124,7 +118,7 @@ def _charts(run: Run, trained: Sequence[Mapping[str, Any]], sites: Sequence[str]
         ]
         if lines:
             label = f"{title}, {run.method}"
-            yield LabelChart(title, figures.round_chart(rounds, lines, axis, label=label, blank="no figure"))
+            yield figures.Chart(title, figures.round_chart(rounds, lines, axis, label=label, blank="no figure"))
 
 
 def _one_sided(lines: Sequence[SiteLabels], classes: Sequence[str]) -> Iterator[str]:

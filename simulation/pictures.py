@@ -21,6 +21,7 @@ from torch import Tensor
 from client.dataset import SiteData, Slices
 from client.evaluate import evaluate
 from client.reading import Reading, dice_of, judged, read, taken, true_probability
+from server.charts import EXAMPLE_FIGURES
 from shared.checkpoint import write_atomically
 from shared.config import CampaignConfig, MachineConfig
 from shared.networks import Networks
@@ -32,7 +33,6 @@ BACKGROUND = 0.01
 """Pixels up to this value are air or padding, and left out of the histograms."""
 GAIN, DICE, PROBABILITY = "gain in PSNR", "Dice", "probability of the true diagnosis"
 _SPREAD = ("psnr_db", "ssim", "dice")
-_FIGURES = ("psnr_db", "dice", "hd95_mm", "hd95_px")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,7 +128,7 @@ def _state_arrays(reading: Reading, state: str, index: int, truth: int) -> Pictu
 def _figures(values: Values, state: str, place: int, campaign: CampaignConfig) -> Pictures:
     # `evaluate` calls the judged image enhanced, with an enhancer and without.
     measured = "enhanced" if state == judged(campaign) else state
-    of_metrics = {metric: values.get(f"{measured}.{metric}") for metric in _FIGURES}
+    of_metrics = {metric: values.get(f"{measured}.{metric}") for metric in EXAMPLE_FIGURES}
     return {
         f"{metric}_{state}": np.array(value_N[place], dtype=np.float32)
         for metric, value_N in of_metrics.items()

@@ -17,8 +17,6 @@ similarity and attention are there for learn= other than supervised and with sel
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,7 +28,9 @@ from client.dataset import SiteData, Slices
 from client.explain import behind_diagnoses
 from client.features import Features, redundancy
 from client.reading import Reading, judged, read
+from server import figures
 from server.charts import MASK_COLOURS
+from server.looks import ENDS
 from shared.config import CampaignConfig, MachineConfig
 from shared.networks import Networks
 from simulation.explained import attention_shown, before_and_after, brightest, shows_features
@@ -42,7 +42,6 @@ WIDTH = 192
 """Pixels of an image's panel, about."""
 SMALL = 64
 GAP = 6
-BLOCKS = {"shallow": "first encoder block", "deep": "deepest block", "last": "last decoder block"}
 
 
 def cell_pictures(
@@ -68,13 +67,15 @@ def _contours(
     read_as: Reading, slices: Slices, which: str, index: int, by: str, score_N: npt.NDArray[np.float64],
     campaign: CampaignConfig,
 ) -> Picture:  # fmt: skip
+    from PIL import ImageColor
+
     image = _grey(read_as.image_NCHW[index], WIDTH)
     drawn = image.copy()
     scale = len(image) // slices.mask_NHW.shape[1]
     for code in range(1, len(campaign.masks) + 1):
         colour = MASK_COLOURS[(code - 1) % len(MASK_COLOURS)]
         if read_as.found_NHW is not None:
-            drawn[_edge(read_as.found_NHW[index].numpy() == code, scale)] = _rgb(colour)
+            drawn[_edge(read_as.found_NHW[index].numpy() == code, scale)] = ImageColor.getrgb(colour)
         if slices.has_mask_N[index]:
             drawn[_dashed(_edge(slices.mask_NHW[index].numpy() == code, scale))] = 255
     words = [f"The {which} test image" + (f" by {by}" if np.isfinite(score_N).any() else "")]
@@ -120,7 +121,7 @@ def _similarity(before: Features, after: Features, name: str) -> Picture:
         panels.append(_mapped(_larger((matrix + 1) / 2, max(1, WIDTH // len(matrix))), "coolwarm"))
         words.append(f"{redundancy(matrix):.2f}")
     caption = (
-        f"Cosine between {len(before.similarity[name])} channels of the {BLOCKS[name]}, before training "
+        f"Cosine between {len(before.similarity[name])} channels of the {ENDS[name]}, before training "
         f"(left) and after (right), from -1 (blue) to 1 (red); mean |cosine| of different channels {words[0]} and "
         f"{words[1]}."
     )
@@ -182,10 +183,6 @@ def _dashed(edge_HW: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     return dashed
 
 
-def _rgb(colour: str) -> tuple[int, int, int]:
-    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
-
-
 def _mapped(share_HW: npt.NDArray[np.floating], colours: str) -> Colours:
     from matplotlib import colormaps
 
@@ -222,6 +219,4 @@ def _uri(picture: Colours) -> str:
         written = Image.fromarray(index.reshape(packed.shape).astype(np.uint8), mode="P")
         written.putpalette(palette[:, :3].tobytes())
         options["transparency"] = palette[:, 3].tobytes()
-    buffer = io.BytesIO()
-    written.save(buffer, format="PNG", optimize=True, **options)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return figures.png_uri(written, **options)

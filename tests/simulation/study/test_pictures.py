@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 
 from client.dataset import SiteData, Slices
 from client.reading import Reading
@@ -92,7 +92,7 @@ def test_oblong_images_in_colour_with_many_classes_are_shown(campaign: CampaignC
     lines = picture_of(drawn["uri"])[:, 144 + pictures.GAP :, :3].astype(int)
     for number in range(1, 9):
         rows = lines[6 * 3 * number : 6 * (3 * number + 2)]
-        assert (rows == pictures._rgb(MASK_COLOURS[(number - 1) % len(MASK_COLOURS)])).all(2).any(), number
+        assert (rows == ImageColor.getrgb(MASK_COLOURS[(number - 1) % len(MASK_COLOURS)])).all(2).any(), number
 
 
 def test_pictures_of_large_noisy_images_stay_below_150_kilobytes(
@@ -114,7 +114,7 @@ def test_outlines_lie_on_the_edges_of_the_masks(campaign: CampaignConfig) -> Non
     assert found["caption"] == "The median test image."
     drawn = picture_of(found["uri"])[:, 192 + pictures.GAP :, :3]
     for code in (1, 2):
-        at = (drawn == pictures._rgb(MASK_COLOURS[code - 1])).all(2)
+        at = (drawn == ImageColor.getrgb(MASK_COLOURS[code - 1])).all(2)
         mask = (test.mask_NHW[1] == code).numpy().repeat(6, 0).repeat(6, 1)
         assert at.any()
         assert not (at & ~mask).any()
