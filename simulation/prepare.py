@@ -42,6 +42,8 @@ def prepare(config: SimulationConfig, seed: int, folder: Path, on_progress: OnPr
 
 
 def _existing_stores(config: SimulationConfig) -> dict[str, Prepared]:
+    from simulation.hospitals.cohort import check_labels
+
     root = config.campaign.data.root
     if root is None or not Path(root).is_dir():
         raise ConfigError("data=store needs data.root=FOLDER, a folder that holds one <site>/store per site")
@@ -50,7 +52,9 @@ def _existing_stores(config: SimulationConfig) -> dict[str, Prepared]:
         raise ConfigError(
             f"data.root holds {len(found)} stores (<site>/store), got sites={config.sites}; ask for fewer"
         )
-    return dict(list(found.items())[: config.sites])
+    taken = dict(list(found.items())[: config.sites])
+    check_labels(config.campaign.data, list(taken))
+    return taken
 
 
 def _ingested(config: SimulationConfig, hospital: Path, sites: Path, on_progress: OnProgress) -> Prepared:

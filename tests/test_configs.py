@@ -81,6 +81,7 @@ def test_the_command_line_beats_the_experiment() -> None:
         ("data.image_size=[64]", "2 values"),
         ("degrade=low_dose", "modality is CT"),
         ("recognise=cnn", "cannot segment"),
+        ("learn.kind=multimix", "write learn=multimix"),
         ("strategy.proximal_mu=1", "belongs to strategy=fedprox"),
         ("degrade.sigma=[0.3,0.1]", "low <= high"),
         ("objective.warmup=1", "must lie in [0, 1)"),
@@ -186,3 +187,8 @@ def test_the_data_set_to_test_on_is_no_part_of_the_agreement() -> None:
         load("simulation", ["data=mni", "data.test=mni"], SimulationConfig)
     with pytest.raises(ConfigError, match="data=nothing is not known"):
         load("simulation", ["data.test=nothing"], SimulationConfig)
+
+
+def test_a_classifier_without_a_decoder_learns_diagnoses_of_data_that_have_masks_too() -> None:
+    config = load("simulation", ["data=phantom", "learn=enc", "recognise=cnn"], SimulationConfig)
+    assert (config.campaign.masks, config.campaign.recognise.kind) == ((), "cnn")

@@ -401,7 +401,7 @@ class CampaignConfig:
         self._check_recognition()
         rule = "name must be 1 to 40 letters, digits, '-' or '_', starting with a letter or digit"
         require(bool(_NAME.fullmatch(self.name)), rule, self.name)
-        if self.recognise.kind == "cnn" and self.data.masks:
+        if self.recognise.kind == "cnn" and self.masks:
             raise ConfigError("recognise=cnn has no decoder and cannot segment; choose recognise=unet for data.masks")
         for network, depth in (("enhance", self.enhance.depth), ("recognise", self.recognise.depth)):
             kind = getattr(self, network).kind

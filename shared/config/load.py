@@ -24,6 +24,9 @@ def load(program: str, overrides: Sequence[str], schema: type[Config]) -> Config
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    if named := next((override for override in overrides if override.startswith("learn.kind=")), None):
+        choice = named.partition("=")[2]
+        raise ConfigError(f"learn.kind only names what learn= sets; write learn={choice}")
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("configs", version_base="1.3"):

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from shared.config import HospitalConfig, ScannerConfig, SimulationConfig
+from shared.config import DataConfig, HospitalConfig, ScannerConfig, SimulationConfig
+from shared.config.limits import require
 from shared.errors import ConfigError
 from shared.seeding import numpy_generator
 
@@ -51,9 +52,16 @@ def hospitals_of(config: SimulationConfig) -> tuple[HospitalConfig, ...]:
     names = [hospital.name for hospital in hospitals]
     if len(set(names)) < len(names):
         raise ConfigError(f"hospitals.sites: names must differ, got {', '.join(names)}")
+    check_labels(config.campaign.data, names)
     for hospital in hospitals:
         _check(hospital, config)
     return hospitals
+
+
+def check_labels(data: DataConfig, sites: Sequence[str]) -> None:
+    """Raises ConfigError for label budgets of sites that there are not: they would train with all of their labels."""
+    for name in data.labels or {}:
+        require(name in sites, f"data.labels may name the sites {', '.join(sites)}", name)
 
 
 def _check(hospital: HospitalConfig, config: SimulationConfig) -> None:

@@ -21,6 +21,7 @@ from shared.config import (
     to_dict,
 )
 from shared.errors import ConfigError
+from simulation.hospitals.cohort import hospitals_of
 
 REAL = ("hippocampus", "pneumonia", "totalseg", "store")
 """Kinds of data that are read from a folder."""
@@ -88,6 +89,8 @@ def _of_table(table: TableConfig, study: StudyConfig, budget: str) -> Iterator[C
     loaded = [(words, _load(table.name, common, words, study.roots, budget)) for words in (*combinations, *table.also)]
     if not loaded:
         raise ConfigError(f"table {table.name!r} of the study has no cell; give it vary or also")
+    for _, config in loaded:
+        _check_sites(table, study.kind, config)
     seeds = table.seeds or loaded[0][1].seeds
     for seed in seeds:
         for words, config in loaded:
@@ -104,6 +107,18 @@ def _of_table(table: TableConfig, study: StudyConfig, budget: str) -> Iterator[C
                 table.unseen,
                 study.kind,
             )
+
+
+def _check_sites(table: TableConfig, kind: str, config: SimulationConfig) -> None:
+    """Raises ConfigError for a site that is named and is not there: before hours of cells, not in the midst of them."""
+    if config.campaign.data.kind == "store":  # which sites it has stands in its folder
+        return
+    sites = [hospital.name for hospital in hospitals_of(config)]
+    if table.unseen and (kind != "recognition" or table.unseen not in sites or len(sites) < 2):
+        raise ConfigError(
+            f"table {table.name!r} of the study: unseen={table.unseen!r} must be one of two sites or more "
+            f"({', '.join(sites)}) of a study of kind recognition"
+        )
 
 
 def split_words(words: str) -> tuple[str, ...]:

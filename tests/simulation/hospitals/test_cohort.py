@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.config import HospitalConfig, ScannerConfig, SimulationConfig
+from shared.config import HospitalConfig, LabelsConfig, ScannerConfig, SimulationConfig
 from shared.errors import ConfigError
 from simulation.hospitals.cohort import hospitals_of, quotas, simulated_cohorts
 
@@ -83,3 +84,15 @@ def test_two_hospitals_of_one_name_are_refused(make: Make) -> None:
     north = HospitalConfig(name="north", patients=2)
     with pytest.raises(ConfigError, match="names must differ"):
         hospitals_of(make("phantom", north, north))
+
+
+def test_a_label_budget_for_a_site_that_there_is_not_is_refused(make: Make) -> None:
+    config = make("phantom", HospitalConfig(name="north", patients=2), HospitalConfig(name="hill", patients=2))
+
+    def with_labels(*names: str) -> SimulationConfig:
+        data = replace(config.campaign.data, labels={name: LabelsConfig(masks=1) for name in names})
+        return replace(config, campaign=replace(config.campaign, data=data))
+
+    assert len(hospitals_of(with_labels("north", "hill"))) == 2
+    with pytest.raises(ConfigError, match="may name the sites north, hill; got 'North'"):
+        hospitals_of(with_labels("hill", "North"))

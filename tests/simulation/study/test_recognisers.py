@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from shared.config import MachineConfig, SimulationConfig, StudyConfig, TableConfig, load
+from shared.errors import ConfigError
 from simulation.study.grid import Cell, planned
 from simulation.study.recognisers import label_budget, recognition_conditions, run_recogniser_cell
 
@@ -101,3 +102,11 @@ def test_label_budgets_share_the_hospitals(tmp_path: Path) -> None:
     for words in ("learn=unet", f"learn=unet {TEN}"):
         run(replace(cell(words), seed=1), tmp_path)
     assert len(list((tmp_path / "data").glob("phantom-*"))) == 1
+
+
+@pytest.mark.parametrize(("words", "unseen"), [("learn=unet", "nowhere"), ("sites=1 round.quorum=1", "north")])
+def test_a_table_whose_unseen_site_cannot_be_left_out_is_refused_before_any_cell_runs(words: str, unseen: str) -> None:
+    with pytest.raises(ConfigError, match="must be one of two sites or more"):
+        cell(words, unseen=unseen)
+    with pytest.raises(ConfigError, match="data.labels may name the sites"):
+        cell("data.labels={elsewhere:{masks:1}}")
