@@ -245,10 +245,16 @@ def take(run: Run, replies: Replies, site: str, reply: Record | Failure, action:
 
 
 def finish(campaign: CampaignConfig, state: FederationState, replies: Replies) -> tuple[FederationState, RoundRecord]:
-    """The state one round on, and the round's record; raises DataError rather than spread weights that overflowed.
+    """The state one round on, and the round's record; raises DataError rather than spread weights that overflowed, or
+    call it a round where no site had anything to learn from.
 
     The mean mask map is a statistic: it becomes the mean of the sites' maps, and no strategy or gate sees it.
     """
+    if not any(replies.total.samples.values()):
+        raise DataError(
+            f"no site has anything to learn from under learn={campaign.learn.kind}: round {replies.round} would leave "
+            "the weights as they were; bring a site with the labels that it asks for, or choose learn=multimix"
+        )
     mean, prior_change = learnt_and_prior(replies.total.mean())
     weights, prior = learnt_and_prior(state.weights)
     config = campaign.strategy

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -353,6 +354,25 @@ def test_weights_that_overflow_end_the_run_before_they_are_kept(
 
 
 # ---------------------------------------------------------------------------------------------------------- handshake
+
+
+def test_a_round_in_which_nobody_trained_is_no_round(
+    campaign: CampaignConfig, link: ScriptedLink, tmp_path: Path
+) -> None:
+    """A run must not end well on the weights that it began with; one site that trains is enough."""
+
+    def idle(plan: Plan, site: str) -> Reply:
+        still = {name: np.zeros_like(values) for name, values in plan.weights.items()}
+        return update_record(Update(site, plan.round, 0, still, images=dict.fromkeys(parts_of(plan.weights), 0)))
+
+    for site in link.sites.names[1:]:
+        link.replies[site, "train", 1] = partial(idle, site=site)
+        link.replies[site, "train", 2] = partial(idle, site=site)
+    assert run(campaign, link, tmp_path / "one").state.round == 2
+    link.replies["a", "train", 1] = partial(idle, site="a")
+    with pytest.raises(DataError, match="no site has anything to learn from"):
+        run(campaign, link, tmp_path / "none")
+    assert not rounds_saved(tmp_path / "none" / CHECKPOINTS)
 
 
 def test_a_site_with_another_architecture_is_refused_by_name_and_the_others_train(
