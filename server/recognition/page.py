@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from server.recognition.pictures import KINDS, Look, accept_picture, ladder_picture, looks_of, rank_picture
-from server.recognition.promises import PROMISES
+from server.recognition.promises import MARKS, PROMISES
 from server.recognition.rows import Model, Place, Row, Sheet, enriched, sheet_of
 from server.recognition.tables import BORROWED, MERGED, baseline, blocks_of, details_of, rows_for
 from server.recognition.wording import method_shown, ordered, whole_label
-from server.study.drawing import Picture, svgs
-from server.study.promises import NOT_CONTRADICTED
-from server.study.sections import Headline, Report, Section, Study, cells_of, section_of, whole_of
+from server.study.context import base_context
+from server.study.drawing import Picture
+from server.study.sections import Headline, Report, Section, Study, cells_of, questions, section_of, whole_of
 from server.study.statistics import mean, paired
 from server.study.tables import Block, Line, Score
-from server.study.verdicts import counted, difference_shown, target_sign, verdict_of, verdict_shown
-from server.study.wording import SHOWN, arrow, figure, signed
-from server.wording import duration_shown
+from server.study.wording import SHOWN, signed
 
 FEW = "few"
 _HEADLINE = ("dice", "accuracy")
 UNTRAINED = (
     "Masks are not judged where the site's training had none, nor diagnoses: that part of its network learnt nothing."
 )
-MARKED = "MultiMix's paper, on chest X-ray: Dice +0.320 over U-Net-10, accuracy +0.068 over Enc-100."
+MARKED = (
+    f"MultiMix's paper, on chest X-ray: Dice {MARKS['dice']:+.3f} over U-Net-10, accuracy {MARKS['accuracy']:+.3f} "
+    "over Enc-100."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +42,11 @@ def recognition_of(report: Report) -> Recognition:
     """Everything that is shown, from report.json alone."""
     plan = report["study"]
     rows = enriched(report["rows"], plan["cells"])
-    inside = {part: whole for whole, parts in MERGED.items() for part in parts}
-    names = list(dict.fromkeys(inside.get(table["name"], table["name"]) for table in plan["tables"]))
     sections, details, looks = list[Section](), dict[str, tuple[Block, ...]](), dict[str, tuple[Look, ...]]()
     seen: set[str] = set()
-    for name in names:
-        tables = MERGED.get(name, (name,))
-        parts = [table for table in plan["tables"] if table["name"] in tables]
-        cells = cells_of(report, parts)
-        sheet = sheet_of(rows_for(rows, [part["name"] for part in parts]), [part["name"] for part in parts])
+    for name, parts in questions(plan, MERGED):
+        cells, tables = cells_of(report, parts), [part["name"] for part in parts]
+        sheet = sheet_of(rows_for(rows, tables), tables)
         sections.append(_section(name, report, parts, sheet, cells))
         details[name] = tuple(details_of(sheet, name))
         looks[name] = tuple(looks_of(sheet, cells, name, seen))
@@ -131,26 +127,12 @@ def context(report: Report, config: Mapping[str, Any]) -> dict[str, Any]:
     """What recognition.html needs."""
     whole = recognition_of(report)
     return {
-        "report": report,
-        "study": whole.study,
+        **base_context(report, config, whole.study, PROMISES, corner="method"),
         "details": whole.details,
         "looks": whole.looks,
         "kinds": KINDS,
         "marked": MARKED,
         "untrained": UNTRAINED,
-        "promises": PROMISES,
-        "counted": counted,
-        "verdict_shown": verdict_shown,
-        "target_sign": target_sign,
-        "not_contradicted": NOT_CONTRADICTED,
-        "corner": "method",
-        "config": json.dumps(config, indent=2, sort_keys=True),
-        "pictures": {section.name: svgs(section.picture) for section in whole.study.sections if section.picture},
-        "duration": duration_shown,
-        "figure": figure,
-        "arrow": arrow,
-        "verdict_of": verdict_of,
-        "difference_shown": difference_shown,
         "compared_with": compared_with,
     }
 

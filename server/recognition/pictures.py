@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from server import figures
-from server.recognition.rows import SELFREG, Model, Sheet
+from server.recognition.rows import SELFREG, Model, Place, Sheet
 from server.recognition.wording import (
     COLOURS,
     MARKERS,
@@ -65,11 +65,8 @@ def ladder_picture(sheet: Sheet, name: str) -> Picture | None:
                 curves.append(_curve(label(model, sheet.models), model, points))
         ticks = tuple(place_label(place, shown).replace(", ", "\n") for place in shown)
         panels.append(Panel(SHOWN[metric].heading, "labels in training", tuple(curves), ticks=ticks))
-    return (
-        Picture(name, "Means over seeds on test patients; labels are those of all sites together.", tuple(panels))
-        if (panels)
-        else None
-    )
+    caption = "Means over seeds on test patients; labels are those of all sites together."
+    return Picture(name, caption, tuple(panels)) if panels else None
 
 
 def _curve(name: str, model: Model, points: Sequence[tuple[float, float]]) -> Curve:
@@ -80,7 +77,7 @@ def _curve(name: str, model: Model, points: Sequence[tuple[float, float]]) -> Cu
 
 def rank_picture(sheet: Sheet, cells: Sequence[Mapping[str, Any]], table: str) -> Picture | None:
     """Effective rank of the features over training, per network and data set: what collapses falls towards 1."""
-    by_key = {cell["key"]: cell["rounds"] for cell in cells if "key" in cell}
+    by_cell = _rounds(cells)
     panels = []
     for place in sheet.conditions:
         groups: dict[tuple[str, str], list[Model]] = {}
@@ -90,8 +87,7 @@ def rank_picture(sheet: Sheet, cells: Sequence[Mapping[str, Any]], table: str) -
             curves = []
             for model in models:
                 number = SELFREG.index(model.selfreg) if model.selfreg in SELFREG else len(SELFREG)
-                rows = sheet.test.get((model, place), {}).values()
-                points = _records([by_key.get(row.get("cell", ""), []) for row in rows], "feature_rank")
+                points = _records(sheet, model, place, by_cell, "feature_rank")
                 if points:
                     xs, ys = zip(*points, strict=True)
                     colour, marker = figures.site_colour(number), figures.site_marker(number)
@@ -106,13 +102,12 @@ def rank_picture(sheet: Sheet, cells: Sequence[Mapping[str, Any]], table: str) -
 
 def accept_picture(sheet: Sheet, cells: Sequence[Mapping[str, Any]], name: str) -> Picture | None:
     """Share of the images without a diagnosis whose pseudo-label was taken, over training."""
-    by_key = {cell["key"]: cell["rounds"] for cell in cells if "key" in cell}
+    by_cell = _rounds(cells)
     panels = []
     for place in sheet.conditions:
         curves = []
         for model in ordered(sheet.models):
-            rows = sheet.test.get((model, place), {}).values()
-            points = _records([by_key.get(row.get("cell", ""), []) for row in rows], "pseudo_accept_rate")
+            points = _records(sheet, model, place, by_cell, "pseudo_accept_rate")
             if points:
                 curves.append(_curve(label(model, sheet.models), model, points))
         if curves:
@@ -122,11 +117,21 @@ def accept_picture(sheet: Sheet, cells: Sequence[Mapping[str, Any]], name: str) 
     return Picture(name, caption, tuple(panels)) if panels else None
 
 
-def _records(runs: Sequence[Sequence[Mapping[str, Any]]], key: str) -> list[tuple[float, float]]:
-    """Number of the training record, and the mean over the runs that have it."""
+Rounds = Sequence[Mapping[str, Any]]
+
+
+def _rounds(cells: Sequence[Mapping[str, Any]]) -> dict[str, Rounds]:
+    """The training records of each cell."""
+    return {cell["key"]: cell["rounds"] for cell in cells if "key" in cell}
+
+
+def _records(
+    sheet: Sheet, model: Model, place: Place, by_cell: Mapping[str, Rounds], key: str
+) -> list[tuple[float, float]]:
+    """Number of the training record, and the mean over the seeds that have it."""
     points: dict[int, list[float]] = {}
-    for rounds in runs:
-        for number, record in enumerate(rounds, start=1):
+    for row in sheet.test.get((model, place), {}).values():
+        for number, record in enumerate(by_cell.get(row.get("cell", ""), ()), start=1):
             if record.get(key) is not None:
                 points.setdefault(number, []).append(float(record[key]))
     return [(float(number), mean_of(values)) for number, values in sorted(points.items())]

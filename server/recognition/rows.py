@@ -143,11 +143,11 @@ def place_of(row: Row) -> Place:
     )
 
 
-def enriched(rows: Iterable[Row], cells: Iterable[Mapping[str, Any]]) -> list[Row]:
+def enriched(rows: Sequence[Row], cells: Iterable[Mapping[str, Any]]) -> list[Row]:
     """Rows with how training went, and with the words that tell models of one table apart where no label does."""
     by_key = {cell["key"]: cell for cell in cells if "key" in cell}
     trained = {key: _of_rounds(cell["rounds"]) for key, cell in by_key.items()}
-    variants = _variants(rows := list(rows), by_key)
+    variants = _variants(rows, by_key)
     full: list[Row] = []
     for row in rows:
         key = row.get("cell", "")
@@ -235,10 +235,6 @@ def _of_rounds(rounds: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     elif rates:
         found["pseudo_accept_rate"] = sum(rates) / len(rates)
     return found
-
-
-def _followed(key: str) -> bool:
-    return key in ("feature_rank", "pseudo_accept_rate") or key.startswith("images.") or _counted(key)
 
 
 def _counted(key: str) -> bool:

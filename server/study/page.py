@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from server.study.drawing import Picture, svgs
+from server.study.context import base_context
+from server.study.drawing import Picture
 from server.study.pictures import gate_picture, lambda_picture, severity_picture, stops_helping
-from server.study.promises import LARGE_LAMBDA, NOT_CONTRADICTED, PROMISES
+from server.study.promises import LARGE_LAMBDA, PROMISES
 from server.study.rows import Model, Row, Sheet, enriched, searched, sheet_of, undecided
-from server.study.sections import Headline, Section, Study, cells_of, section_of, whole_of
+from server.study.sections import Headline, Section, Study, cells_of, questions, section_of, whole_of
 from server.study.statistics import mean, paired
 from server.study.tables import MERGED, RIVALS, Block, Column, Line, Score, blocks_of, ordered, values_in
-from server.study.verdicts import counted, difference_shown, target_sign, verdict_of, verdict_shown
-from server.study.wording import SHOWN, arrow, figure, gathered, label, method_shown, whole_label
-from server.wording import duration_shown
+from server.study.wording import SHOWN, gathered, label, method_shown, whole_label
 
 Report = Mapping[str, Any]
 SEARCHES = ("tuning", "federated-tuning")
@@ -27,19 +25,11 @@ def study_of(report: Report) -> Study:
     """Everything that is shown, from report.json alone."""
     plan = report["study"]
     rows = enriched(report["rows"], plan["cells"])
-    sections = tuple(_section(name, rows, report) for name in _names(plan))
+    sections = tuple(_section(name, parts, rows, report) for name, parts in questions(plan, MERGED))
     return whole_of(report, tuple(headlines_of(rows)), sections, PROMISES)
 
 
-def _names(plan: Mapping[str, Any]) -> list[str]:
-    """Tables in the order of the plan; those that answer one question together stand where the first does."""
-    inside = {part: whole for whole, parts in MERGED.items() for part in parts}
-    return list(dict.fromkeys(inside.get(table["name"], table["name"]) for table in plan["tables"]))
-
-
-def _section(name: str, rows: Sequence[Row], report: Report) -> Section:
-    plan = report["study"]
-    parts = [table for table in plan["tables"] if table["name"] in MERGED.get(name, (name,))]
+def _section(name: str, parts: Sequence[Mapping[str, Any]], rows: Sequence[Row], report: Report) -> Section:
     names = [part["name"] for part in parts]
     search = name in SEARCHES
     sheet = sheet_of(searched(rows, name), [name], split="validation") if search else sheet_of(rows, names)
@@ -145,21 +135,4 @@ def tally(block: Block) -> str:
 
 def context(report: Report, config: Mapping[str, Any]) -> dict[str, Any]:
     """What study.html needs."""
-    study = study_of(report)
-    return {
-        "report": report,
-        "study": study,
-        "promises": PROMISES,
-        "counted": counted,
-        "verdict_shown": verdict_shown,
-        "target_sign": target_sign,
-        "not_contradicted": NOT_CONTRADICTED,
-        "corner": "objective",
-        "config": json.dumps(config, indent=2, sort_keys=True),
-        "pictures": {section.name: svgs(section.picture) for section in study.sections if section.picture},
-        "duration": duration_shown,
-        "figure": figure,
-        "arrow": arrow,
-        "verdict_of": verdict_of,
-        "difference_shown": difference_shown,
-    }
+    return base_context(report, config, study_of(report), PROMISES, corner="objective")

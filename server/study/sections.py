@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,16 @@ class Section:
     planned: int
     seconds: float
     seeds: tuple[int, ...]
+
+
+def questions(
+    plan: Mapping[str, Any], merged: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
+    """Name and tables of each question, in the order of the plan; tables of `merged` answer one together, which stands
+    where the first of them does."""
+    inside = {part: whole for whole, parts in merged.items() for part in parts}
+    for name in dict.fromkeys(inside.get(table["name"], table["name"]) for table in plan["tables"]):
+        yield name, [table for table in plan["tables"] if table["name"] in merged.get(name, (name,))]
 
 
 def section_of(

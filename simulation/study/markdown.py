@@ -76,12 +76,16 @@ def section_lines(
 
 
 def _picture(picture: Picture, stem: str, images: Path, out: Path) -> Iterator[str]:
-    path = images / f"{stem}-{picture.name}.png"
-    images.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, png(picture))
-    link = Path(os.path.relpath(path, out.parent)).as_posix()
+    link = written(images / f"{stem}-{picture.name}.png", png(picture), out)
     yield f"![{'; '.join(panel.title for panel in picture.panels)}]({link})"
     yield ""
+
+
+def written(path: Path, data: bytes, out: Path) -> str:
+    """Write a picture, for a page at `out`; returns what the page links to."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, data)
+    return Path(os.path.relpath(path, out.parent)).as_posix()
 
 
 def table_lines(block: Block, corner: str, *, only_changes: bool = False) -> Iterator[str]:

@@ -4,7 +4,6 @@ docs/results/recognition.md."""
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,7 @@ from server.recognition.pictures import KINDS, Look
 from server.recognition.promises import PROMISES
 from server.study.tables import Block
 from server.wording import duration_shown
-from shared.checkpoint import write_atomically
-from simulation.study.markdown import escaped, promises_lines, section_lines, table_lines
+from simulation.study.markdown import escaped, promises_lines, section_lines, table_lines, written
 
 
 def recognition_document(report: Mapping[str, Any], stem: str, images: Path, out: Path) -> Iterator[str]:
@@ -72,10 +70,8 @@ def _more(
         yield ""
         yield "<details><summary>What it looks like</summary>"
         for kind, look in {each.kind: each for each in looks}.items():  # the last model's; report.html has them all
-            path = images / f"{stem}-{name}-look-{kind}.png"
-            images.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, base64.b64decode(look.uri.partition(",")[2]))
-            link = Path(os.path.relpath(path, out.parent)).as_posix()
+            png = base64.b64decode(look.uri.partition(",")[2])
+            link = written(images / f"{stem}-{name}-look-{kind}.png", png, out)
             yield ""
             yield f"![{KINDS[kind]}]({link})"
             yield f"*{escaped(look.of)}.* {escaped(look.caption)}"
