@@ -277,20 +277,24 @@ def _scanners(config: SimulationConfig) -> str:
 
 
 def _mean_rows(of_models: Sequence[list[Row]]) -> list[Row]:
-    """Rows of several models judged by the same images (local ones): the mean of each figure."""
-    means = []
-    for rows in zip(*of_models, strict=True):
-        figures = {key for key, value in rows[0].items() if isinstance(value, float) and key not in _LABELS}
-        common = [key for key in rows[0] if key in figures and all(key in row for row in rows)]
-        mean = {key: float(np.mean([row[key] for row in rows])) for key in common}
-        means.append({**{key: value for key, value in rows[0].items() if key not in figures}, **mean})
-    return means
+    """Rows of several models judged by the same images (local ones), as one model's."""
+    return [mean_row(rows) for rows in zip(*of_models, strict=True)]
+
+
+def mean_row(rows: Sequence[Row]) -> Row:
+    """One row of several models' (or several tests'): the mean of each figure that all of them have, the first one's
+    labels."""
+    figures = {key for key, value in rows[0].items() if isinstance(value, float) and key not in _LABELS}
+    common = [key for key in rows[0] if key in figures and all(key in row for row in rows)]
+    mean = {key: float(np.mean([row[key] for row in rows])) for key in common}
+    return {**{key: value for key, value in rows[0].items() if key not in figures}, **mean}
 
 
 _LABELS = (
     *("lambda", "sigma", "norm_cap", "mask_weight", "diagnosis_weight", "learning_rate", "warmup"),
-    *("adversarial_weight", "server_learning_rate"),
+    *("adversarial_weight", "server_learning_rate", "diagnoses", "mask_ssl_weight", "threshold"),
 )
+"""Numbers that say what was run, and are no figure of it."""
 
 
 class _NonLocalMeans(nn.Module):

@@ -15,15 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from client.dataset import Slices, merge
 from client.evaluate import evaluate
 from server.closing import labels_of
 from shared.config import LabelsConfig, MachineConfig, SimulationConfig, to_dict
 from shared.networks import Networks
 from simulation.rows import metrics_of
-from simulation.study.cell import Cohort, Result, Row, Say, conditions, opened, trained
+from simulation.study.cell import Cohort, Result, Row, Say, conditions, mean_row, opened, trained
 from simulation.study.grid import Cell
 from simulation.study.pictures import cell_pictures
 
@@ -59,14 +57,14 @@ def _summary(
     found = []
     if len(together.validation):
         found.append(
-            _mean([_row(cell, networks, together.validation, machine, split="validation") for networks in models])
+            mean_row([_row(cell, networks, together.validation, machine, split="validation") for networks in models])
         )
     if cell.setting == "local" and cell.unseen:
-        found.append(_mean([row for row in rows if row["site"] == row["test_site"]]))
+        found.append(mean_row([row for row in rows if row["site"] == row["test_site"]]))
     else:
-        found.append(_mean([_row(cell, networks, together.test, machine) for networks in models]))
+        found.append(mean_row([_row(cell, networks, together.test, machine) for networks in models]))
     if cell.unseen:
-        found.append({**_mean([row for row in rows if row["test_site"] == cell.unseen]), "domain": "cross"})
+        found.append({**mean_row([row for row in rows if row["test_site"] == cell.unseen]), "domain": "cross"})
     return [{**row, "site": "all", "test_site": "all"} for row in found]
 
 
@@ -85,20 +83,6 @@ def _row(
     labels |= {"setting": cell.setting, "split": split, "site": site, "test_site": test_site}
     labels |= {"domain": "cross" if test_site == cell.unseen else "in", "n": len(slices)}
     return {**labels, **metrics_of([scores.values], "enhanced")}
-
-
-def _mean(rows: Sequence[Row]) -> Row:
-    """One row of several models' (or several tests'): the mean of each figure that all of them have."""
-    figures = {key for row in rows for key, value in row.items() if isinstance(value, float) and key not in _LABELS}
-    common = [key for key in rows[0] if key in figures and all(key in row for row in rows)]
-    mean = {key: float(np.mean([row[key] for row in rows])) for key in common}
-    return {**{key: value for key, value in rows[0].items() if key not in figures}, **mean}
-
-
-_LABELS = (
-    *("lambda", "learning_rate", "warmup", "mask_weight", "diagnosis_weight", "server_learning_rate", "diagnoses"),
-    *("mask_ssl_weight", "threshold", "sigma", "norm_cap"),
-)
 
 
 def recognition_conditions(cell: Cell) -> dict[str, Any]:
