@@ -107,9 +107,9 @@ def train_round(
             _set_modes(networks, frozen=not campaign.objective.learns and not warm)
             rate = learning_rate(campaign, progress)
             _set_rate(state.optimisers, rate)
-            recognition = supervised(campaign, channels)
-            if campaign.learn.streams:
-                recognition = multimix(campaign, maps, channels)
+            recognition = (
+                multimix(campaign, maps, channels) if campaign.learn.streams else supervised(campaign, channels)
+            )
             gradients_of = partial(_form(campaign, warm=warm), main_loss=main_loss, recognition=recognition)
             moved = batch.to(device, channels_last=machine.channels_last)
             drawn += moved.size
@@ -122,8 +122,7 @@ def train_round(
             if on_step is not None:
                 on_step(step + 1, steps)
     gradprom.require_finite(torch.stack([record.finite for record in records]).all())
-    samples = float(drawn)
-    spent = {"learning_rate": rate, "samples": samples, "seconds": time.perf_counter() - began}
+    spent = {"learning_rate": rate, "samples": float(drawn), "seconds": time.perf_counter() - began}
     if gaps:
         spent["wasserstein"] = float(torch.stack(gaps).mean())
     patients = masked_patients(slices, campaign, steps, "site", site, "round", round)

@@ -8,22 +8,13 @@ from typing import Any
 
 from server.study.page import study_of
 from server.study.promises import PROMISES
-from server.wording import duration_shown
-from simulation.study.markdown import promises_lines, section_lines, table_lines
+from simulation.study.markdown import opening_lines, promises_lines, section_lines, table_lines
 
 
 def document(report: Mapping[str, Any], stem: str, images: Path, out: Path) -> Iterator[str]:
     """The lines on a whole study; pictures go to `images`/<stem>-<table>.png and are linked from `out`."""
     study = study_of(report)
-    versions = ", ".join(f"{name} {value}" for name, value in report["versions"].items())
-    yield f"## {report['experiment']}"
-    yield ""
-    yield (
-        f"{study.done} of {study.planned} planned cells are there, seeds {', '.join(map(str, report['seeds']))}, "
-        f"{duration_shown(study.seconds)} of training and judging in all; {versions}."
-    )
-    if study.earlier_code:
-        yield f"{study.earlier_code} cells were run with earlier code than the rest of this report."
+    yield from opening_lines(report, study)
     yield ""
     for headline in study.headlines:
         yield f"- **{headline.title}:** {headline.tally}"

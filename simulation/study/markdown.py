@@ -26,6 +26,19 @@ def escaped(text: str) -> str:
     return escape(text, quote=False).replace("|", "\\|")
 
 
+def opening_lines(report: Mapping[str, Any], study: Study) -> Iterator[str]:
+    """The study's name, and how much of it was run with what."""
+    versions = ", ".join(f"{name} {value}" for name, value in report["versions"].items())
+    yield f"## {report['experiment']}"
+    yield ""
+    yield (
+        f"{study.done} of {study.planned} planned cells are there, seeds {', '.join(map(str, report['seeds']))}, "
+        f"{duration_shown(study.seconds)} of training and judging in all; {versions}."
+    )
+    if study.earlier_code:
+        yield f"{study.earlier_code} cells were run with earlier code than the rest of this report."
+
+
 def promises_lines(study: Study, promises: Mapping[str, str]) -> Iterator[str]:
     yield "| promise | claims | hold | with the whole interval |"
     yield "|---|---:|---:|---:|"

@@ -12,23 +12,14 @@ from server.recognition.page import MARKED, UNTRAINED, compared_with, recognitio
 from server.recognition.pictures import KINDS, Look
 from server.recognition.promises import PROMISES
 from server.study.tables import Block
-from server.wording import duration_shown
-from simulation.study.markdown import escaped, promises_lines, section_lines, table_lines, written
+from simulation.study.markdown import escaped, opening_lines, promises_lines, section_lines, table_lines, written
 
 
 def recognition_document(report: Mapping[str, Any], stem: str, images: Path, out: Path) -> Iterator[str]:
     """The lines on a whole study; pictures go to `images`/<stem>-<table>.png and are linked from `out`."""
     whole = recognition_of(report)
     study = whole.study
-    versions = ", ".join(f"{name} {value}" for name, value in report["versions"].items())
-    yield f"## {report['experiment']}"
-    yield ""
-    yield (
-        f"{study.done} of {study.planned} planned cells are there, seeds {', '.join(map(str, report['seeds']))}, "
-        f"{duration_shown(study.seconds)} of training and judging in all; {versions}."
-    )
-    if study.earlier_code:
-        yield f"{study.earlier_code} cells were run with earlier code than the rest of this report."
+    yield from opening_lines(report, study)
     yield ""
     for headline in study.headlines:
         yield f"- **{headline.title}:** {escaped(headline.tally)}"
