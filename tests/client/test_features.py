@@ -88,6 +88,7 @@ def test_every_recogniser_shows_the_blocks_that_it_hands_out_and_stays_as_it_was
         np.testing.assert_array_equal(matrix, other.similarity[name])
         np.testing.assert_allclose(matrix, matrix.T)
         assert np.isin(np.round(np.diag(matrix), 5), (0, 1)).all(), "1, and 0 for a channel that is silent"
+        assert np.diag(matrix).any(), "not all of them are"
     assert all(found.sum() == pytest.approx(1, rel=1e-4) or not found.any() for found in one.attention.values())
     assert list(one.gates) == (["gate 1"] if kind == "attention-unet" else []), "one fewer than levels"
     assert networks.recogniser.training

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -19,13 +20,15 @@ from client.train.multimix import (
     divergence,
     multimix,
     official_divergence,
+    pixel_consistency,
     pseudo_labels,
     unlabelled_masks,
 )
 from client.train.terms import Share
 from shared.batch import Batch, Streams
 from shared.config import CampaignConfig, LabelsConfig, LearnConfig, MachineConfig, SimulationConfig, load
-from shared.errors import DataError
+from shared.errors import ConfigError, DataError
+from shared.images.augment import Strong
 from shared.networks import Networks, build_networks
 from shared.recognise.losses import labelled
 from shared.recognise.recognition import Recognition
@@ -178,6 +181,33 @@ def test_a_pseudo_label_counts_from_the_threshold_on() -> None:
     assert accepted.tolist() == [False, True, True]
 
 
+class Brightness(torch.nn.Module):
+    """Masks what is bright: logits 0 of background, 8 (image - 1/2) of the one class."""
+
+    def forward(self, image_BCHW: Tensor) -> Recognition:
+        return Recognition(torch.cat([0 * image_BCHW, 8 * image_BCHW - 4], dim=1), None, [])
+
+
+def test_confident_pixels_are_learnt_where_the_strong_view_moves_them_and_no_others() -> None:
+    rng = torch.Generator().manual_seed(0)
+    images, said = torch.rand(2, 1, 6, 5, generator=rng), torch.randn(2, 2, 6, 5, generator=rng).softmax(1)
+    strong = (Strong((("flip", 1.0),)), Strong((("translate_x", 0.4),)))  # the second: two pixels to the right
+    batch = replace(batch_of(campaign()), strong=strong)
+    found = pixel_consistency(Brightness(), said, images, batch, 0.7)
+    total, learnt_from = 0.0, set()
+    for image, row, column in itertools.product(range(2), range(6), range(5)):
+        source = 4 - column if image == 0 else column - 2
+        if source < 0 or float(said[image, :, row, source].max()) < 0.7:
+            continue
+        foreground = torch.sigmoid(8 * images[image, 0, row, source] - 4)
+        of_class = foreground if int(said[image, :, row, source].argmax()) else 1 - foreground
+        total -= float(of_class.log())
+        learnt_from.add(image)
+    assert float(found.loss) == pytest.approx(total / 60, rel=1e-5)
+    assert float(found.images) == len(learnt_from) == 2
+    assert pixel_consistency(Brightness(), said, images, batch, 1.0).loss == 0
+
+
 @pytest.mark.parametrize("threshold", [1.0, 0.0])
 def test_a_batch_with_nothing_or_everything_accepted_is_finite(threshold: float) -> None:
     agreed = campaign(f"learn.threshold={threshold}")
@@ -318,9 +348,24 @@ def test_a_larger_label_budget_keeps_what_a_smaller_one_kept() -> None:
     assert (shares[1] <= shares[2]).all()
 
 
-def test_flags_that_make_no_sense_together_are_refused() -> None:
-    with pytest.raises(Exception, match="saliency"):
-        LearnConfig(kind="multimix", segment=False, saliency=True)
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        ({"segment": False, "diagnose": False}, "nothing is left to learn"),
+        ({"segment": False, "saliency": True}, "leads from the class head into the decoder"),
+        ({"diagnose": False, "saliency": True}, "leads from the class head into the decoder"),
+        ({"diagnose": False, "pseudo_labels": True}, "set learn.diagnose=true"),
+        ({"segment": False, "mask_ssl": "prior"}, "set learn.segment=true"),
+        ({"kind": "supervised", "pseudo_labels": True}, "choose learn=multimix"),
+        ({"prior_patients": 1}, "one patient's map is no aggregate"),
+        ({"prior_decay": 1.0}, "must lie in"),
+        ({"mask_ssl_weight": -0.1}, "must not be negative"),
+    ],
+    ids=str,
+)
+def test_flags_that_make_no_sense_together_are_refused(flags: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        LearnConfig(**{"kind": "multimix", **flags})
 
 
 def test_a_batch_of_streams_that_fits_in_memory_is_one_piece() -> None:
