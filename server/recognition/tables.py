@@ -35,6 +35,8 @@ _COUNTED = ("pseudo_offered", "pseudo_accept_rate", "pseudo_accepted", "images")
 """What is shown as it is: no difference of it says anything."""
 _TASKS = ("dice", "accuracy")
 _UNSEEN = ("dice", "hd95_mm", "hd95_px", "accuracy", "f1")
+LOCAL = ("local", "all")
+"""Setting and site of the mean over the sites' own models."""
 Reference = Callable[[Model, Place, str], Model | None]
 
 
@@ -189,7 +191,7 @@ def reference_in(sheet: Sheet, name: str) -> Reference:
 
 def supervised_like(sheet: Sheet, model: Model) -> Model | None:
     """The supervised recogniser of both tasks, inside the same objective where there is one."""
-    found = [m for m in ordered(sheet.models) if (m.method in ("supervised", "umtl"), m.selfreg) == (True, "none")]
+    found = [m for m in ordered(sheet.models) if m.method in ("supervised", "umtl") and m.selfreg == "none"]
     return min(found, key=lambda each: (each.objective != model.objective, each.setting != model.setting), default=None)
 
 
@@ -215,9 +217,6 @@ def _unseen(sheet: Sheet) -> Iterator[Block]:
             many = len(sheet.conditions) > 1
             title = f"{heading(key)}: {whole_label(condition)}" if many else heading(key)
             yield Block(title, ("own hospitals", "never-seen hospital", "drop ↓"), tuple(lines))
-
-
-LOCAL = ("local", "all")
 
 
 def _drop_line(drop: Drop, local: Drop | None, key: str, among: Sequence[Model]) -> Line:

@@ -75,7 +75,7 @@ def ordered(models: Sequence[Model]) -> list[Model]:
     return sorted(
         models,
         key=lambda model: (
-            place(NETWORK_ORDER, model.recogniser) if model.method == "supervised" else 0,
+            place(tuple(NETWORKS), model.recogniser) if model.method == "supervised" else 0,
             place(ORDER, model.method),
             place(SELFREG, model.selfreg),
             place(MASK_SSL, model.mask_ssl),
@@ -84,9 +84,6 @@ def ordered(models: Sequence[Model]) -> list[Model]:
             *(str(getattr(model, each.name)) for each in fields(Model)),
         ),
     )
-
-
-NETWORK_ORDER = tuple(NETWORKS)
 
 
 def place_label(place: Place, among: Sequence[Place]) -> str:
