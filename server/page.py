@@ -22,6 +22,7 @@ from server.study.page import context as study_page
 from server.study.verdicts import certain
 from server.summary import at_home, elsewhere_rows, matrices, summary_rows
 from server.wording import METRICS, QUALITY, bytes_shown, duration_shown, shown
+from shared.config import SelfRegConfig
 
 _TILES = ("psnr_db", "dice", "accuracy", "ssim", "f1", "jaccard")
 _LIMITS = ("Research use only: not a medical device, not for diagnosis or treatment.",)
@@ -112,9 +113,12 @@ def learnt(findings: Findings) -> str:
     campaign = findings.config.get("campaign", findings.config)
     kind, selfreg = _kind(campaign.get("learn")), campaign.get("selfreg")
     weights = selfreg if isinstance(selfreg, Mapping) else {}
-    on = [name for name in ("consistency", "distillation") if _above_nought(weights.get(f"{name}_weight"))]
-    suffix = {0: "", 1: "+scr" if "consistency" in on else "+ifd", 2: "+selfreg"}[len(on)]
-    return "" if (kind or "supervised") == "supervised" and not suffix else f"{kind or 'supervised'}{suffix}"
+    consistency, distillation = (
+        _above_nought(weights.get(f"{part}_weight")) for part in ("consistency", "distillation")
+    )
+    regularised = SelfRegConfig(consistency_weight=float(consistency), distillation_weight=float(distillation))
+    name = f"{kind or 'supervised'}{regularised.suffix}"
+    return "" if name == "supervised" else name
 
 
 def _kind(group: Any) -> str:
