@@ -28,7 +28,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from client.batches import evaluation_batch, evaluation_batches
+from client.batches import evaluation_batches
 from client.dataset import Slices
 from client.reading import images_of, reading, recognised
 from shared.batch import Batch
@@ -60,20 +60,6 @@ class Scores:
     need, in a simulation that may hold them together."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Prediction:
-    """Pictures: what a few slices look like before and after, and what the recogniser finds in them."""
-
-    clean_NCHW: Tensor
-    degraded_NCHW: Tensor
-    enhanced_NCHW: Tensor
-    mask_NHW: Tensor
-    has_mask_N: Tensor
-    found_NHW: Mapping[str, Tensor]
-    """Predicted mask codes on the clean, degraded and enhanced image; empty for a recogniser without a mask head."""
-    identity: tuple[str, ...]
-
-
 def evaluate(
     networks: Networks, slices: Slices, campaign: CampaignConfig, machine: MachineConfig, *, surfaces: bool = False
 ) -> Scores:
@@ -99,32 +85,6 @@ def evaluate(
 def summarise(scores: Scores) -> Metrics:
     """Moments and quantiles of every key: what a site reports."""
     return {key: moments(values) for key, values in scores.values.items()}
-
-
-def predict(
-    networks: Networks, slices: Slices, indices: Sequence[int], campaign: CampaignConfig, machine: MachineConfig
-) -> Prediction:
-    """Enhanced images and predicted masks of the given slices, with the degradation that `evaluate` uses."""
-    with reading(networks, machine) as device, torch.inference_mode():
-        batch = evaluation_batch(slices, campaign, torch.tensor(list(indices), dtype=torch.int64))
-        images = images_of(networks, batch.to(device, channels_last=machine.channels_last), machine)
-        found = {}
-        for state in judged_states(campaign):
-            logits_BKHW = recognised(networks.recogniser, images[state], machine).mask_logits_BKHW
-            if logits_BKHW is not None:
-                found[state] = logits_BKHW.argmax(1).byte().cpu()
-        if found:  # what was not judged is the same image as the next
-            found["degraded"] = found.get("degraded", found["enhanced"])
-            found["clean"] = found.get("clean", found["degraded"])
-    return Prediction(
-        clean_NCHW=batch.clean_BCHW,
-        degraded_NCHW=batch.degraded_BCHW,
-        enhanced_NCHW=images["enhanced"].float().cpu(),
-        mask_NHW=batch.mask_BHW.byte(),
-        has_mask_N=batch.has_mask_B,
-        found_NHW=found,
-        identity=tuple(slices.identity[index] for index in indices),
-    )
 
 
 def judged_states(campaign: CampaignConfig) -> tuple[str, ...]:

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 ENHANCER = "enhancer."
 """What the names of the enhancer's arrays begin with."""
-PRIOR = "prior."
-"""Of what is averaged over sites but not learnt: the mean mask map."""
 PARTS = ("encoder", "decoder", "diagnosis", "prior")
 """What sites train apart, by the labels that they have; an update counts the images that moved each."""
 _DECODER = ("narrow", "up", "gate", "bridge", "mask_head", "mask_heads")

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from client.batches import evaluation_batches
 from client.dataset import Slices
-from client.evaluate import evaluate, predict, summarise
+from client.evaluate import evaluate, summarise
+from client.reading import judged, read, taken
 from shared.config import CampaignConfig, IngestConfig, LearnConfig, MachineConfig
 from shared.images.quality import psnr_db_B
 from shared.networks import Networks, build_networks
@@ -102,13 +103,16 @@ def test_pictures_are_those_that_were_judged(campaign: CampaignConfig, machine: 
     slices = disc_slices(6)
     networks = perfect(campaign)
     scores = evaluate(networks, slices, campaign, machine)
-    pictures = predict(networks, slices, [4, 1], campaign, machine)
-    psnr = psnr_db_B(pictures.clean_NCHW, pictures.degraded_NCHW).tolist()
+    shown = taken(slices, [4, 1])
+    found = read(networks, shown, campaign, machine)
+    psnr = psnr_db_B(found["clean"].image_NCHW, found["degraded"].image_NCHW).tolist()
     assert psnr == pytest.approx([scores.values["degraded.psnr_db"][index] for index in (4, 1)], rel=1e-5)
-    assert pictures.identity == (scores.identity[4], scores.identity[1])
-    assert torch.equal(pictures.found_NHW["clean"], pictures.mask_NHW)
-    assert pictures.enhanced_NCHW.shape == (2, 1, 32, 32)
-    assert 0 <= float(pictures.enhanced_NCHW.min()) <= float(pictures.enhanced_NCHW.max()) <= 1
+    assert shown.identity == (scores.identity[4], scores.identity[1])
+    assert found["clean"].found_NHW is not None
+    assert torch.equal(found["clean"].found_NHW, slices.mask_NHW[[4, 1]])
+    enhanced = found["enhanced"].image_NCHW
+    assert enhanced.shape == (2, 1, 32, 32)
+    assert 0 <= float(enhanced.min()) <= float(enhanced.max()) <= 1
 
 
 class Counted(nn.Module):
@@ -165,14 +169,16 @@ def test_without_enhancer_the_degraded_image_is_recognised_once(
 
 
 @pytest.mark.parametrize("degraded", [True, False])
-def test_pictures_of_a_recogniser_alone_have_every_state(
+def test_what_a_recogniser_alone_reads_stands_under_the_states_that_differ(
     campaign: CampaignConfig, machine: MachineConfig, degraded: bool
 ) -> None:
     apart = alone(campaign, degraded=degraded)
-    pictures = predict(Networks(nn.Identity(), Oracle()), disc_slices(3), [2, 0], apart, machine)
-    assert set(pictures.found_NHW) == {"clean", "degraded", "enhanced"}
-    assert torch.equal(pictures.found_NHW["degraded"], pictures.found_NHW["enhanced"])
-    assert torch.equal(pictures.found_NHW["clean"], pictures.mask_NHW)
+    slices = disc_slices(3)
+    found = read(Networks(nn.Identity(), Oracle()), slices, apart, machine)
+    assert list(found) == (["degraded", "clean"] if degraded else ["clean"])
+    assert judged(apart) == next(iter(found))
+    assert found["clean"].found_NHW is not None
+    assert torch.equal(found["clean"].found_NHW, slices.mask_NHW)
 
 
 @pytest.mark.parametrize("head", ["masks", "diagnoses"])
@@ -187,7 +193,8 @@ def test_a_recogniser_with_one_head_is_judged_by_it(
     of_masks, of_diagnoses = {"dice", "jaccard", "mask_ssim", "missed"}, {"accuracy", "f1", "auc"}
     assert (of_masks if head == "masks" else of_diagnoses) <= metrics
     assert not (of_diagnoses if head == "masks" else of_masks) & metrics
-    assert bool(predict(networks, slices, [0], one, machine).found_NHW) is (head == "masks")
+    said = read(networks, slices, one, machine)[judged(one)]
+    assert (said.found_NHW is not None, said.probabilities_NK is not None) == (head == "masks", head == "diagnoses")
     assert all(moments.count for key, moments in summarise(scores).items() if key == "enhanced.accuracy")
 
 

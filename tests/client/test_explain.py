@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from client.batches import evaluation_batches
 from client.dataset import Slices
-from client.evaluate import predict
 from client.explain import behind_diagnoses, explain, grad_cam, saliency_behind, scores, typical
 from client.reading import Reading, dice_of, judged, read, states_of, taken, true_probability
 from shared.config import CampaignConfig, DegradeConfig, LearnConfig, MachineConfig, ObjectiveConfig
@@ -107,8 +107,8 @@ def test_grad_cam_of_one_active_channel_is_that_channel(diagnosis_only: Campaign
     slices = disc_slices(3)
     networks = with_recogniser(diagnosis_only, third_of_three)
     found = explain(networks, slices, [0, 2], diagnosis_only, machine).maps["diagnosis"]
-    shown = predict(networks, slices, [0, 2], diagnosis_only, machine)
-    images = {state: getattr(shown, f"{state}_NCHW")[:, 0].numpy() for state in STATES}
+    shown = read(networks, taken(slices, [0, 2]), diagnosis_only, machine)
+    images = {state: shown[state].image_NCHW[:, 0].numpy() for state in STATES}
     largest_N = np.max([image.max((1, 2)) ** 2 for image in images.values()], axis=0)
     for state in STATES:
         expected = images[state] ** 2 / largest_N[:, None, None]
@@ -174,9 +174,9 @@ def test_error_map_is_the_absolute_difference(campaign: CampaignConfig, machine:
     networks = build_networks(campaign)
     slices = disc_slices(4)
     found = explain(networks, slices, [3, 0], campaign, machine)
-    shown = predict(networks, slices, [3, 0], campaign, machine)
+    shown = read(networks, taken(slices, [3, 0]), campaign, machine)
     for state in ("degraded", "enhanced"):
-        image = getattr(shown, f"{state}_NCHW")[:, 0].numpy()
+        image = shown[state].image_NCHW[:, 0].numpy()
         np.testing.assert_allclose(found.error_NHW[state], np.abs(image - slices.clean_NCHW[[3, 0], 0].numpy()))
     np.testing.assert_allclose(found.area_N, (slices.mask_NHW[[3, 0]] > 0).float().mean((1, 2)).numpy(), rtol=1e-6)
 
@@ -272,14 +272,16 @@ def test_reading_says_what_the_networks_say_of_the_judged_image(
 ) -> None:
     networks, slices = build_networks(campaign), disc_slices(5)
     found = read(networks, slices, campaign, machine)
-    shown = predict(networks, slices, range(5), campaign, machine)
-    for state in STATES:
-        torch.testing.assert_close(found[state].image_NCHW, getattr(shown, f"{state}_NCHW"))
-        assert found[state].found_NHW is not None
-        assert torch.equal(found[state].found_NHW, shown.found_NHW[state])
+    (batch,) = evaluation_batches(slices, campaign, 5)
     with torch.no_grad():
-        logits = networks.recogniser.eval()(shown.enhanced_NCHW).diagnosis_logits_BN
-    np.testing.assert_allclose(found["enhanced"].probabilities_NK, logits.softmax(1).numpy(), atol=1e-6)
+        enhanced = networks.enhancer.eval()(batch.degraded_BCHW).clamp(0, 1)
+        for state, image in zip(STATES, (batch.degraded_BCHW, enhanced, batch.clean_BCHW), strict=True):
+            torch.testing.assert_close(found[state].image_NCHW, image)
+            said = networks.recogniser.eval()(image)
+            assert found[state].found_NHW is not None
+            assert torch.equal(found[state].found_NHW, said.mask_logits_BKHW.argmax(1).byte())
+            probabilities = said.diagnosis_logits_BN.softmax(1).numpy()
+            np.testing.assert_allclose(found[state].probabilities_NK, probabilities, atol=1e-6)
     few = read(networks, taken(slices, [4, 1]), campaign, machine)["degraded"]
     torch.testing.assert_close(few.image_NCHW, found["degraded"].image_NCHW[[4, 1]])
 

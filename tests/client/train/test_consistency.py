@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from client.batches import evaluation_batch
-from client.evaluate import evaluate, predict
+from client.evaluate import evaluate
+from client.reading import read
 from client.train import gradprom
 from client.train.local import batch_gradients, train_round
 from client.train.recognise import warmup_gradients
@@ -97,5 +98,5 @@ def test_evaluation_judges_the_consistent_image(undersampled: CampaignConfig, ma
     assert bool((scores["enhanced.rmse"] < scores["degraded.rmse"]).all())
     with torch.inference_mode():
         expected = enhanced_image(networks.enhancer, batch_of(undersampled)).clamp(0, 1)
-    shown = predict(networks, slices, range(4), undersampled, machine)
-    torch.testing.assert_close(shown.enhanced_NCHW, expected, rtol=0, atol=1e-6)
+    shown = read(networks, slices, undersampled, machine)["enhanced"]
+    torch.testing.assert_close(shown.image_NCHW, expected, rtol=0, atol=1e-6)
