@@ -99,7 +99,8 @@ def _recipe(config: SimulationConfig, hospital: Path, secret: bytes) -> str:
     for path in sorted(Path(client.ingest.__path__[0]).glob("*.py")):
         code.update(path.read_bytes())
     written = sorted((path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in hospital.rglob("*.*"))
-    data: Mapping[str, object] = {**to_dict(config.campaign.data), "root": None, "split": None}
+    data = {**to_dict(config.campaign.data), "root": None, "split": None}
+    del data["labels"]  # which labels a training uses changes no store
     parts = [data, written, code.hexdigest(), hashlib.sha256(secret).hexdigest()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
