@@ -110,3 +110,11 @@ def test_a_table_whose_unseen_site_cannot_be_left_out_is_refused_before_any_cell
         cell(words, unseen=unseen)
     with pytest.raises(ConfigError, match="data.labels may name the sites"):
         cell("data.labels={elsewhere:{masks:1}}")
+
+
+def test_a_store_is_not_ingested_again_for_another_label_budget(tmp_path: Path) -> None:
+    run(cell("learn=unet"), tmp_path)
+    [marker] = tmp_path.glob("data/phantom-*/sites/north/ingested.json")
+    before = marker.stat().st_mtime_ns
+    run(cell(f"learn=unet {TEN}"), tmp_path)
+    assert marker.stat().st_mtime_ns == before
