@@ -30,7 +30,7 @@ from torch import Tensor
 
 from client.batches import evaluation_batches
 from client.dataset import Slices
-from client.reading import images_of, reading, recognised
+from client.reading import BATCH_SIZE, Values, images_of, reading, recognised
 from shared.batch import Batch
 from shared.config import CampaignConfig, MachineConfig
 from shared.images.quality import psnr_db_B, rmse_B, ssim_B
@@ -40,11 +40,8 @@ from shared.recognise.metrics import correct_P, mask_ssim_BK, mean_over_classes,
 from shared.recognise.surfaces import missed_B, surface_distances
 from shared.types import Metrics
 
-BATCH_SIZE = 32
 STATES = ("clean", "degraded", "enhanced")
 _UNITS = ("_mm", "_px")
-
-Values = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
