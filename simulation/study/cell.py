@@ -140,10 +140,10 @@ def trained(
 
 
 def _record(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A federation's round as a mean over its sites, with what the coordinator's gate did."""
+    """A federation's round as a mean over the sites that say it, with what the coordinator's gate did."""
     sites = list(record["training"].values())
-    common = set.intersection(*(set(site) for site in sites))
-    means = {key: float(np.mean([site[key] for site in sites])) for key in sorted(common)}
+    keys = sorted({key for site in sites for key in site})
+    means = {key: float(np.mean([site[key] for site in sites if key in site])) for key in keys}
     extra = {key: record[key] for key in ("promotion", "bytes_up", "bytes_down") if key in record}
     return {**means, **extra}
 
