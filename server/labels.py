@@ -170,7 +170,8 @@ def _values(trained: Sequence[Mapping[str, Any]], site: str, key: str) -> list[f
 def _sum(trained: Sequence[Mapping[str, Any]], kind: str, site: str, key: str) -> int | None:
     counts = [_number(_site(record, kind, site).get(key)) for record in trained]
     finite = [count for count in counts if math.isfinite(count)]
-    return round(sum(finite)) if finite else None
+    total = sum(finite)  # a site may send the largest float in every round
+    return round(total) if finite and math.isfinite(total) else None
 
 
 def _site(record: Mapping[str, Any], kind: str, site: str) -> Mapping[str, Any]:

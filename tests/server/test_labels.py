@@ -199,3 +199,10 @@ def with_labels(rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
         record["images"] = more["images"]
         record["training"] = {site: record["training"][site] | told for site, told in more["training"].items()}
     return rounds
+
+
+def test_counts_that_no_sum_can_hold_are_a_gap_and_no_crash() -> None:
+    huge = {"training": {"north": training(1.7e308, 1.7e308, 0, 1.0)}, "images": {"north": images(1, 0, 1)}}
+    found = label_section(run_of([huge, huge]), SITES, DIAGNOSES)
+    assert found is not None
+    assert (found.sites[0].offered, found.sites[0].by_class) == (None, (None, 0, 0))
