@@ -162,6 +162,7 @@ def _slices(store: Store, records: Sequence[SeriesRecord], site: str, campaign: 
             degraded.append(_image(store, record.pair, campaign))
         mask_DHW = store.mask(record.key)
         empty_DHW = torch.zeros(len(image_DCHW), *size, dtype=torch.uint8)
+        _check_codes(record, 0 if mask_DHW is None else int(mask_DHW.max(initial=0)), campaign)
         masks.append(empty_DHW if mask_DHW is None else pad_or_crop(torch.from_numpy(np.array(mask_DHW)), size))
         identity += [f"{site}/{record.key}/{number}" for number in range(len(image_DCHW))]
         spacing += [record.spacing_mm[1:]] * len(image_DCHW)
@@ -180,6 +181,15 @@ def _slices(store: Store, records: Sequence[SeriesRecord], site: str, campaign: 
         degraded_NCHW=(torch.cat(degraded) if degraded else none) if campaign.degrade.kind == "pairs" else None,
         spacing_N2=torch.tensor(spacing, dtype=torch.float32).reshape(-1, 2),
     )
+
+
+def _check_codes(record: SeriesRecord, largest: int, campaign: CampaignConfig) -> None:
+    """DataError for a label that the campaign has no name for; the digest of the index says nothing of array files."""
+    if largest > len(campaign.data.masks) or record.diagnosis >= len(campaign.data.diagnoses):
+        raise DataError(
+            "a series of the store has a label that is none of data.masks and data.diagnoses; ingest the source folder "
+            "again"
+        )
 
 
 def _image(store: Store, key: str, campaign: CampaignConfig) -> Tensor:

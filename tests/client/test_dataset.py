@@ -134,6 +134,19 @@ def test_no_label_anywhere_is_refused(campaign: CampaignConfig, tmp_path: Path) 
         open_site(write_store(tmp_path / "store", campaign, records), "a", campaign)
 
 
+@pytest.mark.parametrize("label", ["mask", "diagnosis"])
+def test_labels_that_the_campaign_has_no_name_for_are_refused(
+    campaign: CampaignConfig, tmp_path: Path, label: str
+) -> None:
+    records = [series("a"), series("b", diagnosis=99 if label == "diagnosis" else 0), series("c")]
+    store = write_store(tmp_path / "store", campaign, records)
+    if label == "mask":
+        path = array_path(store, records[1], "mask")
+        np.save(path, np.full(np.load(path).shape, len(campaign.data.masks) + 1, np.uint8))
+    with pytest.raises(DataError, match="none of data.masks and data.diagnoses"):
+        open_site(store, "a", campaign)
+
+
 def test_a_store_of_another_rule_is_refused(campaign: CampaignConfig, tmp_path: Path) -> None:
     other = campaign_rule(replace(campaign.data, masks=("organ", "cyst")))
     store = write_store(tmp_path / "store", campaign, [series("a"), series("b")], other)
