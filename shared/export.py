@@ -212,8 +212,8 @@ def _image(campaign: CampaignConfig, count: int, seed: int) -> Tensor:
 
 
 def _check_writable(path: Path) -> None:
-    """Before the work, which takes a while."""
-    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+    """Before the work, which takes a while. What is no file, a device or a pipe, would be replaced by one."""
+    if (path.exists() and not path.is_file()) or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
         raise _unwritable(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +102,9 @@ def test_a_file_that_cannot_be_written_is_refused(
     run_dir = finish(tmp_path / "run", campaign, 1)
     fails(capsys, run_dir, tmp_path / "none" / "x.onnx", 2, "x.onnx cannot be written there")
     fails(capsys, run_dir, tmp_path, 2, "cannot be written there; give a file in a folder that exists")
+    os.mkfifo(tmp_path / "pipe")  # what is no file would be replaced by one, as /dev/null for root
+    fails(capsys, run_dir, tmp_path / "pipe", 2, "pipe cannot be written there")
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_run_of_before_the_campaign_had_its_newest_keys_is_exported(
