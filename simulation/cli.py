@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 _HELP = """\
 KEY=VALUE overrides, for instance:
   experiment=demo                     a prepared experiment: demo, phantom, hippocampus, pneumonia; or a grid of
-                                      cells: enhancement
+                                      cells: enhancement, recognition
   data=mni data.root=FOLDER           mni, phantom, hippocampus, pneumonia, totalseg, store
   data.test=hippocampus data.test_root=FOLDER
                                       another data set, to test on as well
@@ -32,10 +32,11 @@ KEY=VALUE overrides, for instance:
   gate=global                         global, layer, weighted, projected, confident
   enhance=unet recognise=unet         unet, srresnet, cnn3, todnet, none; unet, cnn, vnet, resunet, voxresnet,
                                       attention-unet, multimix
-  learn=supervised learn.mask_ssl=prior
-                                      supervised, unet, enc, encssl, umtl, umtls, umtl-ssl, multimix; of images without
-                                      a mask: none, official0, pairwise, prior, federated, consistency
+  learn=supervised                    supervised, unet, enc, encssl, umtl, umtls, umtl-ssl, multimix; with the last
+                                      two learn.mask_ssl= none, official0, pairwise, prior, federated, consistency
   selfreg=none                        none, selfreg, scr, ifd
+  "data.labels={SITE:{masks:10,diagnoses:0.1}}"
+                                      train with so many masked slices and such a share of the diagnoses
   degrade=gaussian degrade.sigma=[0.1,0.2]
                                       gaussian, poisson, blur, composite, downsample, kspace, low_dose, pairs,
                                       none (with enhance=none objective=plain: a recogniser alone)

@@ -96,19 +96,29 @@ def _one(cell: Cell, place: str, folder: Path, config: SimulationConfig, console
             with console.status("") as status:
                 run = run_recogniser_cell if cell.kind == "recognition" else run_cell
                 result = run(cell, folder, config.machine, lambda text: status.update(f"  {text}"))
+            kept = {**asdict(result), "code": code_digest(), "overrides": cell.overrides, "seed": cell.seed}
+            content = _finite_json(kept)
         except (DataError, PeerError) as error:  # training that diverges: a result too, and no reason to stop at
             console.print(f"{place} failed: {error}", markup=False, soft_wrap=True)
             failed = {"failed": str(error), "code": code_digest(), "overrides": cell.overrides, "seed": cell.seed}
             write_atomically(path, json.dumps(failed).encode())
             return 1
-        kept = {**asdict(result), "code": code_digest(), "overrides": cell.overrides, "seed": cell.seed}
-        write_atomically(path, json.dumps(kept, allow_nan=False).encode())
+        write_atomically(path, content)
         console.print(f"{place} {_shown(result.rows)} in {duration_shown(result.seconds)}", markup=False)
     return 1
 
 
+def _finite_json(values: Mapping[str, Any]) -> bytes:
+    """Raises DataError for figures that are no numbers, which no page could show."""
+    try:
+        return json.dumps(values, allow_nan=False).encode()
+    except ValueError:
+        raise DataError("a figure of the trained model is not finite; lower training.learning_rate") from None
+
+
 def _shown(rows: Sequence[Mapping[str, Any]]) -> str:
     of_model = [row for row in rows if row["split"] == "test" and row["setting"] not in ("degraded", "clean")]
+    of_model.sort(key=lambda row: (row["site"] != "all", row["test_site"] != "all"))  # the row over everybody first
     keys = ("psnr_db", "dice", "accuracy", "judge_dice", "judge_accuracy")
     return ", ".join(f"{key} {of_model[0][key]:.3f}" for key in keys if key in of_model[0])
 
@@ -133,13 +143,18 @@ def _results(folder: Path, cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
         path = _path(folder, cell)
         if path.is_file():
             try:
-                values = json.loads(path.read_text())
-            except (OSError, ValueError):
+                values = json.loads(path.read_text(), parse_constant=_refused)
+            except (OSError, ValueError, RecursionError):
                 values = None
             if not _is_whole(values):
                 raise DataError(f"the kept cell {path.name} cannot be read; remove it and run again")
             kept[cell.key] = values
     return kept
+
+
+def _refused(constant: str) -> None:
+    """NaN and infinities, which this program writes into no cell."""
+    raise ValueError(constant)
 
 
 def _is_whole(values: Any) -> bool:
