@@ -18,7 +18,7 @@ from simulation.cli import main
 from simulation.locks import free, locked
 from simulation.study import judges
 from simulation.study import run as study_run
-from simulation.study.cell import opened
+from simulation.study.cell import Result, opened
 from simulation.study.grid import Cell, key_of, planned, split_words, with_roots
 from simulation.study.judges import judge_of
 
@@ -228,6 +228,7 @@ def test_every_setting_and_downstream_network_gives_rows(tmp_path: Path, quiet: 
 
 
 ROW = {"method": "plain", "setting": "pooled", "seed": 0, "data": "phantom", "degradation": "gaussian"}
+WHOLE = ROW | {"split": "test", "site": "all", "test_site": "all", "n": 1}
 
 
 @pytest.mark.parametrize(
@@ -237,6 +238,8 @@ ROW = {"method": "plain", "setting": "pooled", "seed": 0, "data": "phantom", "de
         '{"rows":[1],"rounds":[],"seconds":1,"code":"x"}',
         '{"rows":[{}],"rounds":[],"seconds":1,"code":"x"}', '{"failed":1,"code":"x"}',
         json.dumps({"rows": [ROW], "rounds": [], "seconds": float("nan"), "code": "x"}),
+        "[" * 100_000,
+        json.dumps({"rows": [WHOLE | {"dice": float("nan")}], "rounds": [], "seconds": 1, "code": "x"}),
     ],
 )  # fmt: skip
 def test_a_damaged_cell_is_named(tmp_path: Path, quiet: Console, text: str) -> None:
@@ -264,6 +267,16 @@ def test_a_cell_whose_training_fails_is_kept_as_failed_and_the_next_one_runs(
     assert all(line.endswith("(failed: a loss is not finite)") for line in of_table["missing"])
     monkeypatch.setattr(study_run, "run_cell", None)  # what failed is not tried again
     study_run.run_study(config_of(study_of(table()), tmp_path), quiet)
+
+
+def test_a_cell_with_a_figure_that_is_no_number_is_kept_as_failed_and_the_next_one_runs(
+    tmp_path: Path, quiet: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collapsed = Result((), ({"feature_rank": float("nan")},), 1.0)
+    monkeypatch.setattr(study_run, "run_cell", lambda *_: collapsed)
+    study_run.run_study(config_of(study_of(table()), tmp_path), quiet)
+    assert all("not finite" in kept["failed"] for kept in kept_cells(tmp_path).values())
+    assert len(kept_cells(tmp_path)) == 2
 
 
 @pytest.mark.parametrize("words", ["objective=joint", "seed=7", "rounds=3", "transport=ray", "+sites=2"])
