@@ -2,10 +2,13 @@
 
     federated is at least `gain_db` above degraded
     federated is at least the mean of the local models, on all sites' tests
+    federated is at least the best of the local models that had labels of the metric's kind
     federated is within `pooled_gap_*` of pooled
 
 Every value is federated minus the other over all sites' tests, mean over seeds; a claim holds when the value is at
 least the target. One that does not hold stays in the report with its reason: where it fails most, and in which seeds.
+A site without a mask (a diagnosis) to train with has no local model that Dice (accuracy) could be asked of: it is left
+out, and the reason names it.
 """
 
 from __future__ import annotations
@@ -16,10 +19,12 @@ from typing import Any
 
 from server.summary import at_home
 from shared.config import CompareConfig
+from simulation.rows import kind_of_label, untaught
 
 Rows = Sequence[Mapping[str, Any]]
 _DECIMALS = {"psnr_db": 2, "dice": 3, "accuracy": 3}
 _NAMES = {"psnr_db": "PSNR", "dice": "Dice", "accuracy": "accuracy"}
+BEST = "best local"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,9 @@ class Promise:
             return f"federated {name} at least {self.target:g}{unit} above degraded"
         if self.other == "local":
             return f"federated {name} at least the mean of the local models on all sites' tests"
+        if self.other == BEST:
+            kind = kind_of_label(self.metric)
+            return f"federated {name} at least the best of the local models that had {kind}, on all sites' tests"
         return f"federated {name} within {-self.target:.{decimals}g}{unit} of pooled"
 
 
@@ -46,6 +54,7 @@ def promises(config: CompareConfig, *, masks: bool, enhancer: bool = True) -> li
     made = [Promise("psnr_db", "degraded", config.gain_db)]
     if config.local:
         made += [Promise("psnr_db", "local", 0.0), Promise(task, "local", 0.0)]
+        made += [Promise(metric, BEST, 0.0) for metric in ("dice", "accuracy") if masks or metric == task]
     if config.pooled:
         made += [Promise("psnr_db", "pooled", -config.pooled_gap_db), Promise(task, "pooled", -config.pooled_gap_dice)]
     return [promise for promise in made if enhancer or promise.metric != "psnr_db"]
@@ -72,13 +81,26 @@ def _claim(promise: Promise, by_seed: Mapping[int, float], rows: Rows, words: st
     claim["method"] = method
     if promise.metric == "psnr_db":
         claim["unit"] = "dB"
-    reasons = [] if claim["holds"] else [_where(promise, rows)]
+    reasons = [*_left_out(promise, rows), *([] if claim["holds"] else [_where(promise, rows)])]
     if len(by_seed) > 1:
         lowest, highest = min(by_seed.values()), max(by_seed.values())
         claim |= {"per_seed": {str(seed): each for seed, each in by_seed.items()}, "lowest": lowest, "highest": highest}
         reasons.append(f"{len(by_seed)} seeds: {_signed(promise, lowest)} to {_signed(promise, highest)}")
     reason = "; ".join(filter(None, reasons))
     return {**claim, "reason": reason} if reason else claim
+
+
+def _left_out(promise: Promise, rows: Rows) -> list[str]:
+    """The sites whose local models are no part of it, for want of labels."""
+    if promise.other not in ("local", BEST):
+        return []
+    sites = list(dict.fromkeys(row["site"] for row in rows if untaught(row, promise.metric)))
+    if not sites:
+        return []
+    one = len(sites) == 1
+    return [
+        f"without {', '.join(sites)}: {'it' if one else 'they'} had no {kind_of_label(promise.metric)} to train with"
+    ]
 
 
 def _where(promise: Promise, rows: Rows) -> str:
@@ -106,4 +128,16 @@ def _differences(rows: Rows, promise: Promise, test_site: str) -> dict[int, floa
         if over_all and promise.metric in row and row["setting"] in found:
             found[row["setting"]][row["seed"]] = row[promise.metric]
     ours, other = found["federated"], found[promise.other]
+    if promise.other == BEST:
+        other = _best_local(rows, promise.metric, test_site)
     return {seed: ours[seed] - other[seed] for seed in ours if seed in other}
+
+
+def _best_local(rows: Rows, metric: str, test_site: str) -> dict[int, float]:
+    """The highest figure among the sites' own models that were taught it, by seed."""
+    best: dict[int, float] = {}
+    for row in rows:
+        of_site = row["setting"] == "local" and row["site"] != "all" and row["test_site"] == test_site
+        if of_site and metric in row and not untaught(row, metric):
+            best[row["seed"]] = max(best.get(row["seed"], row[metric]), row[metric])
+    return best

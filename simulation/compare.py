@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from client.dataset import SiteData, merge, open_site
+from client.dataset import SiteData, Slices, merge, open_site
 from client.evaluate import STATES, Scores, evaluate
 from server.about import versions
 from server.closing import labels_of
@@ -44,7 +44,7 @@ from simulation import explained, pictures
 from simulation.claims import claims_of
 from simulation.comparators import Model, OnStep, lanes_of, side_by_side, train_comparators
 from simulation.progress import ModelStep
-from simulation.rows import Judged, Row, metrics_of, rows_of
+from simulation.rows import TAUGHT, Judged, Row, metrics_of, rows_of
 
 
 class Federated(Protocol):
@@ -262,7 +262,15 @@ def _judged(
         by_test,
         _over_all(list(scores.values()), campaign.data.diagnoses),
         {site: len(data.test) for site, data in datas.items()},
+        taught(datas[model.site].train) if model.setting == "local" else {},
     )
+
+
+def taught(train: Slices) -> dict[str, int]:
+    """Labels that a site trains with, those that data.labels hides not counted: slices with a mask, patients with a
+    diagnosis."""
+    diagnosed = set(train.patient_N[train.diagnosis_N >= 0].tolist())
+    return {TAUGHT["masks"]: int(train.has_mask_N.sum()), TAUGHT["diagnoses"]: len(diagnosed)}
 
 
 def _over_all(scores: Sequence[Scores], diagnoses: Sequence[str]) -> dict[str, float]:

@@ -1,14 +1,15 @@
 """Scores of every model on every site's test in, the rows of report.json out: per site, and one over all.
 
 A row over all sites is the mean over all their test images (or patients), not over sites. The summary of `local` is the
-mean over the sites' models of that. A metric that is not defined (no mask, one diagnosis only) is left out of its row,
-a state of the image that does not differ from another (enhance=none, degrade=none) has no rows.
+mean over the sites' models of that; a site that had no label of a kind to train with is left out of the mean of that
+kind's metrics, for its model was never taught them. A metric that is not defined (no mask, one diagnosis only) is left
+out of its row, a state of the image that does not differ from another (enhance=none, degrade=none) has no rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ from shared.metrics import one_per_test
 
 Values = Mapping[str, npt.NDArray[np.float64]]
 Row = dict[str, Any]
+_OF_MASKS = ("dice", "jaccard", "precision", "recall", "mask_ssim", "missed")
+_OF_DIAGNOSES = ("accuracy", "auc", "f1")
+_DISTANCES = ("hd", "ahd", "hd95")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +34,26 @@ class Judged:
     together: Mapping[str, float]
     images: Mapping[str, int]
     """Test images of each site."""
+    taught: Mapping[str, int] = field(default_factory=dict)
+    """TAUGHT -> labels that the model was trained with; not counted: {}."""
+
+
+TAUGHT: Mapping[str, str] = {"masks": "train_masks", "diagnoses": "train_diagnoses"}
+"""Kind of label -> the key of a local model's rows that counts those its site trained with: slices, patients."""
+
+
+def kind_of_label(metric: str) -> str | None:
+    """The kind of label that a metric's recogniser is taught by: masks, diagnoses, or none (image quality)."""
+    name = metric.partition(".")[0]
+    if name in _OF_DIAGNOSES:
+        return "diagnoses"
+    return "masks" if name in _OF_MASKS or name.partition("_")[0] in _DISTANCES else None
+
+
+def untaught(row: Mapping[str, Any], metric: str) -> bool:
+    """Whether the row is of a model whose site had no label of the metric's kind to train with."""
+    kind = kind_of_label(metric)
+    return kind is not None and row.get(TAUGHT[kind]) == 0
 
 
 def rows_of(models: Sequence[Judged], labels: Mapping[str, Any], costs: Mapping[tuple[str, str], Row]) -> list[Row]:
@@ -52,6 +76,7 @@ def rows_of(models: Sequence[Judged], labels: Mapping[str, Any], costs: Mapping[
 def _rows(model: Judged, state: str, labels: Mapping[str, Any], *, setting: str) -> list[Row]:
     """One row per test site, then the one over all."""
     rows = []
+    labels = {**labels, **(model.taught if setting == "local" else {})}
     for test_site, values in model.by_test.items():
         metrics = metrics_of([values], state)
         rows.append(_row(labels, setting, model.site, test_site, model.images[test_site], metrics))
@@ -84,10 +109,16 @@ def _row(
 
 def _mean_row(rows: Sequence[Row]) -> Row:
     """The mean over models that were judged by the same images: figures averaged, labels as they are."""
-    figures = [key for key, value in rows[0].items() if isinstance(value, float) and key != "lambda"]
-    common = [key for key in figures if all(key in row for row in rows)]
-    labels = {key: value for key, value in rows[0].items() if key not in figures}
-    return {**labels, "site": "all", **{key: float(np.mean([row[key] for row in rows])) for key in common}}
+    figures = dict.fromkeys(
+        key for row in rows for key, value in row.items() if isinstance(value, float) and key != "lambda"
+    )
+    labels = {key: value for key, value in rows[0].items() if key not in figures and key not in TAUGHT.values()}
+    mean: Row = {}
+    for key in figures:
+        taught = [row for row in rows if not untaught(row, key)]
+        if taught and all(key in row for row in taught):
+            mean[key] = float(np.mean([row[key] for row in taught]))
+    return {**labels, "site": "all", **mean}
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:

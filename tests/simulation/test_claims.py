@@ -88,3 +88,41 @@ def test_rows_judged_on_another_data_set_are_no_part_of_the_claims() -> None:
     away = [row | {"psnr_db": 0.0, "test_data": "hippocampus"} for row in rows_of()]
     here = [row | {"test_data": "mni"} for row in rows_of()]
     assert claims_of([*here, *away], CONFIG, masks=True) == claims_of(rows_of(), CONFIG, masks=True)
+
+
+def local_rows(site: str, masks: int, diagnoses: int, **metrics: float) -> list[dict[str, Any]]:
+    labels = {"method": "gradprom", "seed": 0, "data": "mni", "setting": "local", "site": site}
+    labels |= {"train_masks": masks, "train_diagnoses": diagnoses}
+    return [{**labels, "test_site": test_site, **metrics} for test_site in ("a", "b", "all")]
+
+
+def test_federated_is_held_against_the_best_local_model_that_had_labels_of_that_kind() -> None:
+    """c's Dice of 0.95 came from no mask, and b's accuracy of 0.99 from no diagnosis: neither counts."""
+    rows = [
+        *({**row, "accuracy": 0.7} for row in rows_of()),
+        *local_rows("a", 10, 5, dice=0.79, accuracy=0.72),
+        *local_rows("b", 10, 0, dice=0.75, accuracy=0.99),
+        *local_rows("c", 0, 5, dice=0.95, accuracy=0.6),
+    ]
+    claims = claims_of(rows, CONFIG, masks=True, enhancer=False)
+    best = {claim["claim"].split()[1]: claim for claim in claims if "best" in claim["claim"]}
+    assert best["Dice"]["value"] == pytest.approx(0.80 - 0.79)
+    assert best["Dice"]["target"] == 0.0
+    assert best["Dice"]["holds"]
+    assert best["Dice"]["reason"] == "without c: it had no masks to train with"
+    assert best["accuracy"]["value"] == pytest.approx(0.70 - 0.72)
+    assert not best["accuracy"]["holds"]
+    assert best["accuracy"]["reason"] == (
+        "without b: it had no diagnoses to train with; federated minus best local is lowest on the tests of a: -0.020"
+    )
+    mean = next(claim for claim in claims if "mean of the local" in claim["claim"])
+    assert mean["reason"] == "without c: it had no masks to train with"
+
+
+def test_best_local_model_is_each_seeds_own() -> None:
+    rows = rows_of() + rows_of(seed=1)
+    for seed, (first, second) in enumerate(((0.7, 0.9), (0.8, 0.6))):
+        for site, dice in (("a", first), ("b", second)):
+            rows += [{**row, "seed": seed} for row in local_rows(site, 1, 1, dice=dice)]
+    (best,) = [claim for claim in claims_of(rows, CONFIG, masks=True) if "best" in claim["claim"]]
+    assert best["per_seed"] == {"0": pytest.approx(0.8 - 0.9), "1": pytest.approx(0.8 - 0.8)}

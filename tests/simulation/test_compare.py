@@ -18,6 +18,7 @@ from shared.config import (
     CrossConfig,
     HospitalConfig,
     HospitalsConfig,
+    LabelsConfig,
     LearnConfig,
     MachineConfig,
     ScannerConfig,
@@ -119,7 +120,7 @@ def test_federation_and_comparison_tell_the_same_and_make_a_report(
     write_record(tmp_path / "run", config, [comparison], wall_s=1.5, timings={"federation": 1.0})
     page = write_report(tmp_path / "run").read_text()
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert len(report["claims"]) == 5
+    assert len(report["claims"]) == 7
     assert {row["setting"] for row in report["rows"]} == {"clean", "degraded", "local", "pooled", "federated"}
     assert report["versions"].keys() >= {"wardround", "torch", "flwr", "python"}
     # two sites, two images each: a strip of five, per state the image and two maps of each of two tasks, two errors;
@@ -304,7 +305,26 @@ def test_promises_without_an_enhancer_are_of_recognition_alone(
     comparison = compare(config, 0, stores, untrained(alone), machine=machine, on_event=quiet.append)
     path = write_record(tmp_path / "run", config, [comparison], wall_s=1.0)
     claims = json.loads(path.read_text())["claims"]
-    assert [claim["claim"].split()[1] for claim in claims] == ["Dice", "Dice"]
+    assert [claim["claim"].split()[1] for claim in claims] == ["Dice", "Dice", "accuracy", "Dice"]
+
+
+def test_labels_that_a_site_may_not_train_with_teach_its_own_model_nothing(
+    campaign: CampaignConfig, machine: MachineConfig, stores: dict[str, Path], tmp_path: Path, quiet: list[ModelStep]
+) -> None:
+    alone = without_enhancer(campaign, degraded=False)
+    budgets = {"coast": LabelsConfig(masks=0), "north": LabelsConfig(diagnoses=0.0)}
+    scarce = replace(alone, data=replace(alone.data, labels=budgets))
+    comparison = compare(
+        simulation(scarce, machine, tmp_path), 0, stores, untrained(scarce), machine=machine, on_event=quiet.append
+    )
+    counted = {
+        site: [find(comparison, "local", site, "all")[f"train_{kind}"] > 0 for kind in ("masks", "diagnoses")]
+        for site in stores
+    }
+    assert counted == {"coast": [False, True], "north": [True, False]}
+    mean = find(comparison, "local", "all", "all")
+    assert mean["dice"] == find(comparison, "local", "north", "all")["dice"]
+    assert mean["accuracy"] == find(comparison, "local", "coast", "all")["accuracy"]
 
 
 def test_every_enhancer_is_judged_on_the_other_data_set_too(

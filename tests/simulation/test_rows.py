@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from simulation.rows import Judged, metrics_of, rows_of
+from simulation.rows import Judged, kind_of_label, metrics_of, rows_of
 
 LABELS = {"method": "gradprom", "seed": 0, "split": "test", "lambda": 0.1}
 RNG = np.random.default_rng(0)
@@ -81,3 +81,40 @@ def test_undefined_values_are_left_out_of_means_and_rows() -> None:
     assert metrics_of([{"enhanced.dice": np.array([np.nan, 0.6, 0.8])}], "enhanced") == {"dice": pytest.approx(0.7)}
     assert metrics_of([{"enhanced.dice": np.array([np.nan])}], "enhanced") == {}
     assert metrics_of([{"degraded.psnr_db": np.array([np.inf])}], "degraded") == {}
+
+
+@pytest.mark.parametrize(
+    ("metric", "kind"),
+    [
+        ("dice", "masks"), ("dice.left_lung", "masks"), ("hd95_mm", "masks"), ("ahd_px", "masks"), ("missed", "masks"),
+        ("accuracy", "diagnoses"), ("f1.ill", "diagnoses"), ("auc", "diagnoses"),
+        ("psnr_db", None), ("psnr_db_region", None), ("judge_dice", None), ("samples_seen", None),
+    ],
+)  # fmt: skip
+def test_each_metric_is_taught_by_one_kind_of_label_or_none(metric: str, kind: str | None) -> None:
+    assert kind_of_label(metric) == kind
+
+
+def test_a_model_that_was_taught_no_mask_is_no_part_of_the_mean_dice_and_one_without_a_diagnosis_of_accuracy() -> None:
+    def of(site: str, masks: int, diagnoses: int, value: float) -> Judged:
+        metrics = ("dice", "accuracy", "psnr_db")
+        scores = {f"enhanced.{metric}": np.array([value]) for metric in metrics}
+        taught = {"train_masks": masks, "train_diagnoses": diagnoses}
+        return Judged("local", site, {"t": scores}, {}, {"t": 1}, taught)
+
+    rows = rows_of([of("a", 0, 5, 0.1), of("b", 3, 0, 0.5), of("c", 3, 5, 0.9)], LABELS, {})
+    for test_site in ("t", "all"):
+        mean = find(rows, "local", "all", test_site)
+        assert mean["dice"] == pytest.approx(0.7)
+        assert mean["accuracy"] == pytest.approx(0.5)
+        assert mean["psnr_db"] == pytest.approx(0.5)
+        assert not {"train_masks", "train_diagnoses"} & mean.keys()
+    assert find(rows, "local", "a", "all")["train_masks"] == 0
+
+    nobody = rows_of([of("a", 0, 1, 0.1), of("b", 0, 1, 0.5)], LABELS, {})
+    assert "dice" not in find(nobody, "local", "all", "all")
+
+
+def test_models_whose_labels_nobody_counted_all_stand_in_the_mean() -> None:
+    rows = rows_of([judged("local", "a"), judged("local", "b")], LABELS, {})
+    assert find(rows, "local", "all", "all")["dice"] == pytest.approx(0.8)
