@@ -18,6 +18,7 @@ from server.gate import gate_charts, promotion_charts
 from server.labels import label_section
 from server.looks import diagnoses_shown, features_shown
 from server.recognition.page import context as recognition_page
+from server.sheet import data_table
 from server.study.page import context as study_page
 from server.study.verdicts import certain
 from server.summary import at_home, elsewhere_rows, matrices, summary_rows
@@ -85,7 +86,7 @@ def page(findings: Findings) -> dict[str, Any]:
         "settings": figures.SETTING_COLOURS,
         "masks": list(zip(_masks(findings), charts.MASK_COLOURS, strict=False)),
         "parts": _parts(findings, sites),
-        "data": _data_table(findings.sites),
+        "data": data_table(findings.sites, findings.config.get("campaign", findings.config)),
         "costs": _costs(findings, summary),
         "config": json.dumps(findings.config, indent=2, sort_keys=True),
         "limits": [*_LIMITS, *(_OF_ENHANCERS * enhances(findings)), *([_SIMULATED] * (not findings.deployed))],
@@ -244,20 +245,6 @@ def _masks(findings: Findings) -> list[str]:
 def _names(findings: Findings, kind: str) -> list[str]:
     campaign = findings.config.get("campaign", findings.config)
     return [str(name) for name in campaign.get("data", {}).get(kind, ())]
-
-
-def _data_table(sites: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    columns = list(dict.fromkeys(key for values in sites.values() for key in values))
-    rows = [(site, [_cell(values.get(column)) for column in columns]) for site, values in sites.items()]
-    return {"columns": [column.replace("_", " ").replace(".", ": ") for column in columns], "rows": rows}
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.2f}".rstrip("0").rstrip(".")
-    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _costs(

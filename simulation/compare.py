@@ -293,8 +293,9 @@ def _cost(model: Model, federated: Federated) -> Row:
 
 
 def _sheet(data: SiteData, config: SimulationConfig) -> dict[str, Any]:
-    """The site's line in the data table: counts, and the scanner where the hospital was simulated."""
-    sheet: dict[str, Any] = dict(data.counts)
+    """What the data table says of the site: counts of its store, the labels that it trains with, and the scanner where
+    the hospital was simulated."""
+    sheet: dict[str, Any] = {**data.counts, **taught(data.train)}
     for hospital in config.hospitals.sites:
         if hospital.name == data.site and hospital.scanner != ScannerConfig():
             sheet["scanner"] = _scanner(hospital.scanner)

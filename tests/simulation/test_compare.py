@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from client.dataset import open_site
 from server.report import write_report
 from server.summary import at_home
 from shared.config import (
@@ -322,6 +323,11 @@ def test_labels_that_a_site_may_not_train_with_teach_its_own_model_nothing(
         for site in stores
     }
     assert counted == {"coast": [False, True], "north": [True, False]}
+    sheet = comparison.sites["coast"]
+    train = open_site(stores["coast"], "coast", alone).train
+    assert sheet["masks"] == 6  # of the store: series, whatever may be trained with
+    assert (sheet["train_masks"], sheet["train_diagnoses"]) == (0, len(set(train.patient_N.tolist())))
+    assert comparison.sites["north"]["train_masks"] == len(train)
     mean = find(comparison, "local", "all", "all")
     assert mean["dice"] == find(comparison, "local", "north", "all")["dice"]
     assert mean["accuracy"] == find(comparison, "local", "coast", "all")["accuracy"]
