@@ -1,6 +1,8 @@
 """A run's round records in, "Labels and pseudo-labels" out: which site trained what, and on labels of whose making.
 
-    images.<site>     part of the recogniser (shared.weights.PARTS) -> images whose loss moved it in this round
+    images.<site>     part of the recogniser (shared.weights.PARTS) -> weighted count of images whose loss moved it in
+                      this round: 1 with a label, without one the weight of its term (counts_as in
+                      client/train/multimix.py), rounded up
     training.<site>   pseudo_offered, pseudo_accepted.<diagnosis> (counts of images), pseudo_accept_rate,
                       feature_rank (effective rank of the last features), loss_selfreg
 
@@ -42,7 +44,7 @@ class SiteLabels:
 
     site: str
     images: tuple[int | None, ...]
-    """By part, in the order of the section's `parts`."""
+    """Weighted counts by part, in the order of the section's `parts`."""
     offered: int | None
     accepted: int | None
     by_class: tuple[int | None, ...]

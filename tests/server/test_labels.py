@@ -191,6 +191,8 @@ def check_page(text: str) -> None:
     assert "<td>north</td><td>240</td><td>0</td><td>240</td>" in text
     assert "<td>valley</td><td>–</td><td>–</td><td>–</td>" in text
     assert "north: the feature rank fell to 3.0 in round 3" in text
+    assert "<h3>Weighted count of images that trained each part, all rounds</h3>" in text
+    assert "one without as much as its term weighs in the loss" in text
 
 
 def with_labels(rounds: list[dict[str, Any]]) -> list[dict[str, Any]]:
