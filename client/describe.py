@@ -70,8 +70,8 @@ def _mean_map(campaign: CampaignConfig) -> str:
     if not campaign.masks or campaign.learn.mask_ssl != "federated":
         return ""
     return (
-        "where masks lie on average as predicted on this site's images with a mask (prior.*: one map per class, only "
-        f"from {campaign.learn.prior_patients} patients on), "
+        "where masks lie on average over this site's patients with a mask (prior.*: one map per class, the same in "
+        f"every round, only from {campaign.learn.prior_patients} patients on), "
     )
 
 

@@ -7,7 +7,6 @@ the same unlabelled images in the same order.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -79,14 +78,6 @@ def draws(pools: Pools, campaign: CampaignConfig, *purpose: str | int) -> Iterat
     streams = Streams(*(size if len(pool) else 0 for _, pool in pools.all))
     while True:
         yield torch.cat([_taken(orders[name], size) for name, pool in pools.all if len(pool)]), streams
-
-
-def masked_patients(slices: Slices, campaign: CampaignConfig, steps: int, *purpose: str | int) -> int:
-    """Different patients among the images with a mask that `steps` steps draw; `purpose` as in `draws`."""
-    pool = _pools(slices, campaign).masked
-    count = min(len(pool), steps * campaign.training.batch_size)
-    drawn = list(itertools.islice(_order("masked", pool, campaign, purpose), count))
-    return len(set(slices.patient_N[drawn].tolist()))
 
 
 def _order(name: str, pool: Tensor, campaign: CampaignConfig, purpose: tuple[str | int, ...]) -> Iterator[int]:

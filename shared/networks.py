@@ -35,7 +35,7 @@ class Networks:
 
 
 class MaskPrior(nn.Module):
-    """The mean of predicted mask probabilities over images with a mask, (K, H, W); 0 everywhere while unknown.
+    """The mean of masks over patients, (K, H, W): at each pixel the share of each class; 0 everywhere while unknown.
 
     It travels as weights do: a site answers with the difference between its own mean map and the one that came.
     """

@@ -24,11 +24,12 @@ from torch import Tensor, nn
 
 from client.batches import training_batches
 from client.dataset import Slices
-from client.streams import learns_nothing, masked_patients
+from client.streams import learns_nothing
 from client.train import gradprom, observed, recognise, todnet
 from client.train.gradprom import Anchor, Gradients, Optimisers, StepRecord
 from client.train.multimix import multimix
 from client.train.optimiser import Split
+from client.train.prior import put_map
 from client.train.terms import Share, Sums, supervised
 from shared.batch import Batch
 from shared.config import CampaignConfig, MachineConfig
@@ -83,7 +84,7 @@ def train_round(
     device = placed(networks, machine)
     state = state or _fresh_state(networks, campaign)
     if learns_nothing(slices, campaign):
-        return {"samples": 0.0, "seconds": 0.0, **observed.images({}, networks, counted=False)}, state
+        return {"samples": 0.0, "seconds": 0.0, **observed.images({}, networks, patients=0)}, state
     anchor = _anchor(networks, campaign)
     main_loss, gaps = gradprom.fidelity(campaign), list[Tensor]()
     if networks.critic is not None:
@@ -125,9 +126,8 @@ def train_round(
     spent = {"learning_rate": rate, "samples": float(drawn), "seconds": time.perf_counter() - began}
     if gaps:
         spent["wasserstein"] = float(torch.stack(gaps).mean())
-    patients = masked_patients(slices, campaign, steps, "site", site, "round", round)
-    counted = observed.keep_map(networks, sums, patients, campaign)
-    seen = observed.record(networks, moved, sums, steps, campaign, counted=counted)
+    patients = min(put_map(networks, slices, campaign), drawn)  # a coordinator believes no higher count
+    seen = observed.record(networks, moved, sums, steps, campaign, patients=patients)
     return {**_means(records, enhances=campaign.enhance.kind != "none"), **spent, **seen}, state
 
 

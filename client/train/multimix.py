@@ -26,7 +26,8 @@ The KL term as released is 0 (softmax over one channel), so no form of it has be
                  images stand side by side does not matter. Both are moving averages over batches, for the mean map of a
                  few images is nearly as sharp as each of them; the gradient flows through the batch at hand, which
                  has the share 1 - learn.prior_decay of its average and so that of the gradient
-    federated    prior, its first map being the mean over all sites that have masks: a site without any can compute it
+    federated    prior, its first map being the mean of masks over all sites that have any (client/train/prior.py): a
+                 site without any can compute it
     consistency  none of these: pixels that are confident (t) on the weak view are learnt on the strong one
 """
 

@@ -29,36 +29,19 @@ def maps_at_start(networks: Networks) -> MeanMaps:
 
 def maps_after(maps: MeanMaps, sums: Sums, campaign: CampaignConfig) -> MeanMaps:
     """The moving averages after one more batch."""
-    return maps.joined(mean_map(sums), _mean(sums, "free_map_KHW", "unmasked"), campaign.learn.prior_decay)
-
-
-def mean_map(sums: Sums) -> Tensor | None:
-    """Mean predicted probabilities (K, H, W) over the images with a mask that were drawn; None without any."""
-    return _mean(sums, "mask_map_KHW", "masked")
+    with_mask, without = _mean(sums, "mask_map_KHW", "masked"), _mean(sums, "free_map_KHW", "unmasked")
+    return maps.joined(with_mask, without, campaign.learn.prior_decay)
 
 
 def _mean(sums: Sums, of: str, count: str) -> Tensor | None:
     return sums[of] / sums[count] if count in sums else None
 
 
-def keep_map(networks: Networks, sums: Sums, patients: int, campaign: CampaignConfig) -> bool:
-    """Put this site's mean map where the federation's was, to be averaged with the other sites'; whether it was put.
-
-    Not where it would be that of too few `patients`, those whose masks were drawn in this round: then the federation's
-    stays, and the difference is 0.
-    """
-    mean_KHW = mean_map(sums)
-    if networks.prior is None or mean_KHW is None or patients < campaign.learn.prior_patients:
-        return False
-    networks.prior.map_KHW.copy_(mean_KHW)
-    return True
-
-
 def record(
-    networks: Networks, last: Batch, sums: Sums, steps: int, campaign: CampaignConfig, *, counted: bool
+    networks: Networks, last: Batch, sums: Sums, steps: int, campaign: CampaignConfig, *, patients: int
 ) -> dict[str, float]:
-    """The part of a training record that recognition is the subject of; `counted`: the mask map was put in."""
-    found = images(sums, networks, counted=counted)
+    """The part of a training record that recognition is the subject of; `patients` are those of the mask map."""
+    found = images(sums, networks, patients=patients)
     found |= {name: float(sums[name]) / steps for name in _LOSSES if name in sums}
     if "offered" in sums and bool(sums["offered"]):
         accepted = sums["accepted_N"].tolist()
@@ -71,12 +54,12 @@ def record(
     return found
 
 
-def images(sums: Sums, networks: Networks, *, counted: bool) -> dict[str, float]:
-    """images.<part> of every part that the networks have, whole; `counted`: the mask map was put in."""
+def images(sums: Sums, networks: Networks, *, patients: int) -> dict[str, float]:
+    """images.<part> of every part that the networks have, whole; of the mask map, its patients."""
     parts = {part for name in to_arrays(networks) if (part := part_of(name)) is not None}
-    masked = sums.get("masked", torch.zeros(())) if counted else torch.zeros(())
-    known = {**sums, "images.prior": masked}
-    return {f"images.{part}": float(math.ceil(known.get(f"images.{part}", 0))) for part in sorted(parts)}
+    counts = {name: float(value) for name, value in sums.items() if name.startswith("images.")}
+    counts["images.prior"] = float(patients)
+    return {f"images.{part}": float(math.ceil(counts.get(f"images.{part}", 0.0))) for part in sorted(parts)}
 
 
 @torch.no_grad()

@@ -63,8 +63,9 @@ class LearnConfig:
     mask_ssl: MaskSSL = "none"
     """Images without a mask, by a divergence between predicted maps:
     prior: KL(mean map of images with a mask || mean map of those without); federated: the same, the first map being the
-    mean over all sites that have masks; pairwise: KL(labelled i || unlabelled i); official0: as released, softmax over
-    one channel, which is 0; consistency: no divergence but confident pixels of the weak view, learnt on the strong."""
+    mean of the masks themselves over all sites that have any; pairwise: KL(labelled i || unlabelled i); official0: as
+    released, softmax over one channel, which is 0; consistency: no divergence but confident pixels of the weak view,
+    learnt on the strong."""
     diagnosis_ssl_weight: float = 0.25
     """lambda, of the pseudo-labels."""
     mask_loss: Literal["dice+ce", "dice"] = "dice+ce"
@@ -79,7 +80,7 @@ class LearnConfig:
     prior_decay: float = 0.9
     """Of the moving averages over batches that both sides of `prior` are."""
     prior_patients: int = 3
-    """federated: a site that draws masks of fewer patients in a round adds nothing to the mean map."""
+    """federated: a site with fewer patients with a mask in training adds nothing to the mean map."""
 
     @property
     def streams(self) -> bool:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from client.batches import training_batches
 from client.labels import scarce
-from client.streams import masked_patients
 from client.train import gradprom, recognise
 from client.train.local import train_round
 from client.train.multimix import (
@@ -276,39 +275,6 @@ def test_an_unlabelled_image_never_counts_more_than_a_labelled_one_for_a_coordin
     record, _ = train_round(build_networks(agreed), slices(), agreed, MACHINE, site="north", round=1, steps=2)
     assert record["images.decoder"] == record["images.diagnosis"] == 2 * (4 + 4)
     assert record["images.encoder"] == record["samples"] == 2 * 16
-
-
-def test_patients_are_counted_whose_masks_were_drawn_and_not_those_whose_masks_might_have_been() -> None:
-    agreed = campaign("training.batch_size=2", "training.augment=false")
-    of_five = disc_slices(20, per_patient=4)
-    for steps in (1, 2, 3, 100):
-        batches = training_batches(of_five, agreed, site="north", round=1, steps=steps)
-        drawn = torch.cat([batch.clean_BCHW[: batch.streams.masked] for batch in batches if batch.streams])
-        same_BN = (drawn[:, None] == of_five.clean_NCHW[None]).flatten(2).all(2)
-        patients = set(of_five.patient_N[same_BN.any(0)].tolist())
-        assert masked_patients(of_five, agreed, steps, "site", "north", "round", 1) == len(patients)
-
-
-def test_the_map_of_one_patient_does_not_leave_where_a_round_draws_that_patient_alone() -> None:
-    agreed = campaign("learn.mask_ssl=federated", "training.batch_size=1")
-    networks = build_networks(agreed)
-    record, _ = train_round(networks, disc_slices(16), agreed, MACHINE, site="north", round=1, steps=2)
-    assert record["images.prior"] == 0
-    assert networks.prior is not None
-    assert not networks.prior.known
-
-
-def test_the_federations_map_leaves_a_site_only_as_a_mean_over_enough_patients() -> None:
-    agreed = campaign("learn.mask_ssl=federated")
-    for patients, counted in ((2, False), (6, True)):
-        networks = build_networks(agreed)
-        few = scarce(disc_slices(16), LabelsConfig(masks=patients), seed=0)
-        record, _ = train_round(networks, few, agreed, MACHINE, site="north", round=1, steps=2)
-        assert (record["images.prior"] > 0) == counted
-        assert networks.prior is not None
-        assert networks.prior.known == counted
-        if counted:
-            torch.testing.assert_close(networks.prior.map_KHW.sum(0), torch.ones(32, 32))
 
 
 def test_inside_gradprom_the_recogniser_reads_enhanced_images_and_its_gradient_reaches_the_enhancer() -> None:
