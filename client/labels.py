@@ -33,7 +33,7 @@ def scarce(slices: Slices, budget: LabelsConfig, seed: int) -> Slices:
 
 def _kept_masks(slices: Slices, count: int, seed: int) -> Tensor:
     """Slices that show something, one of each patient before a second of any: as many patients as there are masks."""
-    shown_N = slices.has_mask_N & slices.mask_NHW.flatten(1).any(1)
+    shown_N = slices.has_mask_N & (slices.mask_NHW > 0).flatten(1).any(1)
     of_patient: dict[int, list[int]] = {}
     for index in sorted(shown_N.nonzero()[:, 0].tolist(), key=lambda index: _hash(seed, slices.identity[index])):
         of_patient.setdefault(int(slices.patient_N[index]), []).append(index)

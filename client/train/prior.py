@@ -36,7 +36,7 @@ def put_map(networks: Networks, slices: Slices, campaign: CampaignConfig) -> int
 
 def masked_patients(slices: Slices) -> list[int]:
     """Patients with a mask that shows something: an empty one would hide nobody else's."""
-    shown_N = slices.has_mask_N & slices.mask_NHW.flatten(1).any(1)
+    shown_N = slices.has_mask_N & (slices.mask_NHW > 0).flatten(1).any(1)
     return sorted(set(slices.patient_N[shown_N].tolist()))
 
 
