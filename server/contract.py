@@ -118,6 +118,7 @@ _CLAIM_MORE: Mapping[str, Kind] = {
     **dict.fromkeys(("low", "high"), number),
 }
 _RUN: Mapping[str, Kind] = {"method": text, "seed": whole, "rounds": lists(group)}
+_RUN_MORE: Mapping[str, Kind] = {"pseudo_labels": groups(groups(whole))}
 _ROUND: Mapping[str, Kind] = {"round": whole}
 _ROUND_MORE: Mapping[str, Kind] = {
     **dict.fromkeys(("seconds", "bytes_up", "bytes_down"), number),
@@ -180,7 +181,7 @@ def checked(record: Any, name: str) -> dict[str, Any]:
         if ("low" in claim) != ("high" in claim):
             raise DataError(f"{name} has a claim with one end of an interval; {_WAY_OUT}")
     for run in whole_record["runs"]:
-        _has(run, _RUN, {}, f"{name} has a run that")
+        _has(run, _RUN, _RUN_MORE, f"{name} has a run that")
         _check_rounds(run["rounds"], name)
     _check_rounds(whole_record.get("rounds", []), name)
     _check_config(whole_record["config"], name)

@@ -30,6 +30,8 @@ class Run:
     seed: int
     rounds: tuple[Mapping[str, Any], ...]
     pictures: Path | None = None
+    pseudo_labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Of the final model, by site: offered, accepted, known, right. Only a simulation knows the truth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,13 @@ def read_findings(run_dir: Path) -> Findings:
 def _simulated(run_dir: Path) -> Findings:
     record = checked(read_json(run_dir / "record.json"), "record.json")
     runs = tuple(
-        Run(run["method"], run["seed"], tuple(run["rounds"]), _pictures(run_dir, run["method"], run["seed"]))
+        Run(
+            run["method"],
+            run["seed"],
+            tuple(run["rounds"]),
+            _pictures(run_dir, run["method"], run["seed"]),
+            run.get("pseudo_labels", {}),
+        )
         for run in record["runs"]
     )
     return Findings(

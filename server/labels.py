@@ -6,6 +6,9 @@
     training.<site>   pseudo_offered, pseudo_accepted.<diagnosis> (counts of images), pseudo_accept_rate,
                       feature_rank (effective rank of the last features), loss_selfreg
 
+A simulation, which holds the hidden diagnoses, adds how many pseudo-labels of the final model are right
+(simulation/pseudo.py).
+
 Only runs that learn from unlabelled images or with SelfReg have keys of the second kind; others have no such section.
 Counts are summed over rounds. A round without a value (nothing offered, a site that did not answer) is a gap.
 """
@@ -55,11 +58,32 @@ class SiteLabels:
 
 
 @dataclass(frozen=True, slots=True)
+class Judged:
+    """What the final model makes of a site's training images without a diagnosis, where the truth is known; counts."""
+
+    site: str
+    offered: int
+    accepted: int
+    known: int
+    """Of the accepted ones."""
+    right: int
+
+    @property
+    def rate(self) -> float | None:
+        return self.accepted / self.offered if self.offered else None
+
+    @property
+    def right_rate(self) -> float | None:
+        return self.right / self.known if self.known else None
+
+
+@dataclass(frozen=True, slots=True)
 class LabelSection:
     parts: tuple[str, ...]
     classes: tuple[str, ...]
     sites: tuple[SiteLabels, ...]
     charts: tuple[figures.Chart, ...]
+    judged: tuple[Judged, ...]
     watch: tuple[str, ...]
     """What may go wrong, in words: pseudo-labels of one class only or none accepted; what the feature rank did."""
 
@@ -71,7 +95,8 @@ class LabelSection:
 def label_section(run: Run, sites: Sequence[str], diagnoses: Sequence[str]) -> LabelSection | None:
     """None for a run in which no site learned from unlabelled images or with SelfReg."""
     trained = [record for record in run.rounds if record.get("training")]
-    if not any(_tells(_site(record, "training", site)) for record in trained for site in sites):
+    told = any(_tells(_site(record, "training", site)) for record in trained for site in sites)
+    if not told and not run.pseudo_labels:
         return None
     parts = [part for part in PARTS if any(part in _site(r, "images", site) for r in trained for site in sites)]
     classes = _classes(trained, sites, diagnoses)
@@ -81,6 +106,7 @@ def label_section(run: Run, sites: Sequence[str], diagnoses: Sequence[str]) -> L
         classes=tuple(classes.values()),
         sites=lines,
         charts=tuple(_charts(run, trained, sites)),
+        judged=tuple(_judged(site, run.pseudo_labels[site]) for site in sites if site in run.pseudo_labels),
         watch=(*_one_sided(lines, list(classes.values())), *_ranks_watched(trained, sites)),
     )
 
@@ -108,6 +134,10 @@ def _line(trained: Sequence[Mapping[str, Any]], site: str, parts: Sequence[str],
         accepted=sum(counted) if counted else None,
         by_class=tuple(by_class),
     )
+
+
+def _judged(site: str, counts: Mapping[str, int]) -> Judged:
+    return Judged(site, *(counts.get(key, 0) for key in ("offered", "accepted", "known", "right")))
 
 
 def _charts(run: Run, trained: Sequence[Mapping[str, Any]], sites: Sequence[str]) -> Iterator[figures.Chart]:

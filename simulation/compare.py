@@ -3,6 +3,7 @@
     datas      every site's slices; in a simulation one process may hold them all
     models     federated, local per site, pooled: equal budgets (simulation/comparators.py)
     judged     every model on every site's test: the site x model matrix
+    pseudo     how many pseudo-labels of the federated model are right (simulation/pseudo.py)
     rows       of report.json (simulation/rows.py), claims over all seeds (simulation/claims.py)
 
 Several comparisons (seeds, objectives) stand in one record; server/report.py makes the page from it.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -44,6 +45,7 @@ from simulation import explained, pictures
 from simulation.claims import claims_of
 from simulation.comparators import Model, OnStep, lanes_of, side_by_side, train_comparators
 from simulation.progress import ModelStep
+from simulation.pseudo import pseudo_labels_judged
 from simulation.rows import TAUGHT, Judged, Row, metrics_of, rows_of
 
 
@@ -67,6 +69,8 @@ class Comparison:
     sites: Mapping[str, Mapping[str, Any]]
     pictures: pictures.Pictures
     seconds: Mapping[str, float]
+    pseudo_labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """By site: offered, accepted, known, right (see simulation/pseudo.py); {} where none are made."""
 
 
 def compare(
@@ -102,6 +106,7 @@ def compare(
     if elsewhere:
         rows += _elsewhere_rows(elsewhere_config(config, campaign), elsewhere, models, single, campaign.data.kind)
     networks = models[0].networks
+    pseudo = pseudo_labels_judged(networks, datas, stores, campaign, machine)
     chosen = pictures.chosen_of(networks, datas, judged[0], campaign, machine)
     shown = {
         **pictures.examples(networks, datas, chosen, campaign, machine),
@@ -119,6 +124,7 @@ def compare(
         sites={site: _sheet(data, config) for site, data in datas.items()},
         pictures=shown,
         seconds={"comparators": trained - began, "judging": time.perf_counter() - trained},
+        pseudo_labels=pseudo,
     )
 
 
@@ -211,13 +217,18 @@ def write_record(
         "wall_s": wall_s,
         "rows": rows,
         "claims": _claims(rows, config),
-        "runs": [{"method": c.method, "seed": c.seed, "rounds": list(c.rounds)} for c in comparisons],
+        "runs": [_run(comparison) for comparison in comparisons],
         "config": without_places(to_dict(config)),
         "sites": dict(comparisons[0].sites) if comparisons else {},
         "timings": seconds,
     }
     write_atomically(run_dir / "record.json", (json.dumps(record, allow_nan=False) + "\n").encode())
     return run_dir / "record.json"
+
+
+def _run(comparison: Comparison) -> dict[str, Any]:
+    run: dict[str, Any] = {"method": comparison.method, "seed": comparison.seed, "rounds": list(comparison.rounds)}
+    return run | ({"pseudo_labels": comparison.pseudo_labels} if comparison.pseudo_labels else {})
 
 
 def _claims(rows: Sequence[Row], config: SimulationConfig) -> list[dict[str, Any]]:

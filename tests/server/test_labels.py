@@ -11,6 +11,7 @@ import pytest
 from server.findings import Run
 from server.labels import LabelSection, label_section
 from server.report import write_report
+from shared.errors import DataError
 
 HEADING = "Labels and pseudo-labels"
 SITES = ["north", "coast", "valley"]
@@ -179,11 +180,36 @@ def test_page_of_a_simulation_shows_it_where_the_records_have_it(simulated_run: 
     check_page(text)
 
 
+def test_page_says_how_many_pseudo_labels_of_the_final_model_are_right(simulated_run: Path) -> None:
+    record = json.loads((simulated_run / "record.json").read_text())
+    counts = {"offered": 40, "accepted": 20, "known": 16, "right": 12}
+    none = {"offered": 8, "accepted": 2, "known": 0, "right": 0}
+    record["runs"][0]["pseudo_labels"] = {"valley": none, "north": counts, "elsewhere": counts}
+    (simulated_run / "record.json").write_text(json.dumps(record))
+    text = write_report(simulated_run).read_text()
+    assert "Pseudo-labels of the final model" in text
+    line = "<td>40</td><td>20</td><td>50.0</td><td>16</td><td>12</td><td>75.0</td>"
+    assert f"<tr><td>north</td>{line}</tr>" in text
+    assert "<tr><td>valley</td><td>8</td><td>2</td><td>25.0</td><td>0</td><td>–</td><td>–</td></tr>" in text
+    assert "elsewhere</td>" not in text
+
+
+@pytest.mark.parametrize("odd", [None, [], {"north": 3}, {"north": {"offered": "many"}}, {"north": {"right": 0.5}}])
+def test_pseudo_labels_of_another_form_are_refused(simulated_run: Path, odd: Any) -> None:
+    record = json.loads((simulated_run / "record.json").read_text())
+    record["runs"][0]["pseudo_labels"] = odd
+    (simulated_run / "record.json").write_text(json.dumps(record))
+    with pytest.raises(DataError, match="record.json has a run that has no usable 'pseudo_labels'"):
+        write_report(simulated_run)
+
+
 def test_page_of_a_deployed_campaign_shows_it_where_the_records_have_it(deployed_run: Path) -> None:
     assert HEADING not in write_report(deployed_run).read_text()
     rounds = [json.loads(line) for line in (deployed_run / "rounds.jsonl").read_text().splitlines()]
     (deployed_run / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in with_labels(rounds)))
-    check_page(write_report(deployed_run).read_text())
+    text = write_report(deployed_run).read_text()
+    check_page(text)
+    assert "of the final model" not in text
 
 
 def check_page(text: str) -> None:

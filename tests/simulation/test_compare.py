@@ -33,6 +33,7 @@ from shared.errors import ConfigError, DataError
 from shared.networks import build_networks
 from shared.types import Arrays
 from shared.weights import to_arrays
+from simulation.campaigns import Cell, load_cell, save_cell
 from simulation.claims import claims_of
 from simulation.comparators import side_by_side
 from simulation.compare import Comparison, check_elsewhere, compare, write_record
@@ -331,6 +332,29 @@ def test_labels_that_a_site_may_not_train_with_teach_its_own_model_nothing(
     mean = find(comparison, "local", "all", "all")
     assert mean["dice"] == find(comparison, "local", "north", "all")["dice"]
     assert mean["accuracy"] == find(comparison, "local", "coast", "all")["accuracy"]
+
+
+def test_pseudo_labels_of_the_federated_model_go_through_the_record_into_the_report(
+    campaign: CampaignConfig, machine: MachineConfig, stores: dict[str, Path], tmp_path: Path, quiet: list[ModelStep]
+) -> None:
+    learn = LearnConfig(kind="multimix", pseudo_labels=True, threshold=0.0)  # every offer is accepted
+    alone = replace(without_enhancer(campaign, degraded=True), learn=learn)
+    hidden = replace(alone, data=replace(alone.data, labels={"north": LabelsConfig(diagnoses=0.0)}))
+    config = simulation(hidden, machine, tmp_path, local=False, pooled=False)
+    comparison = compare(config, 0, stores, untrained(hidden), machine=machine, on_event=quiet.append)
+    offered = len(open_site(stores["north"], "north", hidden).train)
+    counts = comparison.pseudo_labels["north"]
+    assert (counts["offered"], counts["accepted"], counts["known"]) == (offered, offered, offered)
+    assert 0 <= counts["right"] <= offered
+    save_cell(tmp_path, Cell(comparison, {}, 1.0))
+    kept = load_cell(tmp_path)
+    assert kept is not None
+    record = write_record(tmp_path / "run", config, [kept.comparison], wall_s=1.0)
+    assert json.loads(record.read_text())["runs"][0]["pseudo_labels"] == comparison.pseudo_labels
+    assert (
+        f"<td>north</td><td>{offered}</td><td>{offered}</td><td>100.0</td>"
+        in write_report(tmp_path / "run").read_text()
+    )
 
 
 def test_every_enhancer_is_judged_on_the_other_data_set_too(
