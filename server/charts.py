@@ -47,7 +47,8 @@ _CURVES = (
     ("evaluation", "enhanced.dice", "Dice on enhanced test images"),
     ("evaluation", "enhanced.accuracy", "accuracy on enhanced test images"),
 )
-_SPREAD = ("psnr_db", "ssim", "dice", "accuracy")
+_SPREAD = ("psnr_db", "ssim", "dice")
+"""What has a spread over images; accuracy is right or wrong, and stands as a share of patients in the tables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,7 @@ def spreads(run: Run, pictures: Pictures | None, sites: Sequence[str]) -> list[C
     charts = []
     for metric in _SPREAD:
         boxes = _measured_boxes(pictures, metric, sites) if pictures else _reported_boxes(run, metric, sites)
-        if boxes and any(len(set(box.quantiles)) > 2 for box in boxes):  # right-or-wrong scores have no spread to show
+        if any(len(set(box.quantiles)) > 2 for box in boxes):  # all alike: no spread to show
             shown = METRICS[metric]
             label = f"{shown.heading} per image" + (f" ({shown.unit})" if shown.unit else "")
             charts.append(Chart(label, figures.spread_chart(boxes, label=f"{label}, {run.method}", x_label=label)))

@@ -99,7 +99,8 @@ def _gate(objective: Mapping[str, Any]) -> str:
 
 
 def _pooled(metrics: Sequence[Metrics], state: str, test_site: str) -> dict[str, Any]:
-    """Means over all images of the sites in `metrics`, for the keys of one state of the image, and n."""
+    """Means over all images of the sites in `metrics`, for the keys of one state of the image, with n (of images) and
+    the patients that accuracy is a share of."""
     figures: dict[str, Any] = {}
     for key, moments in sorted(pool(metrics).items()):
         name = key.removeprefix(state + ".")
@@ -107,6 +108,8 @@ def _pooled(metrics: Sequence[Metrics], state: str, test_site: str) -> dict[str,
             continue
         figures[name] = moments.mean
         figures["n"] = max(figures.get("n", 0), moments.count)
+        if name == "accuracy":
+            figures["patients"] = moments.count
     return figures
 
 

@@ -110,6 +110,7 @@ _ROW_MORE: Mapping[str, Kind] = {
     **dict.fromkeys(("scanners", "tuning"), optional(text)),
     **dict.fromkeys(("labels", "mask_ssl", "selfreg", "selfreg_form", "objective", "unseen"), optional(text)),
     **dict.fromkeys(("masks", "diagnoses", "mask_ssl_weight", "threshold", "train_masks", "train_diagnoses"), figure),
+    "patients": figure,
     **dict.fromkeys(("relative", "data_consistency", "saliency"), optional(truth)),
 }
 _CLAIM: Mapping[str, Kind] = {"claim": text, "value": number, "target": number, "holds": truth}

@@ -39,6 +39,8 @@ _CHARTS: tuple[tuple[str, str, figures.Axis], ...] = (
 )
 COLLAPSED = 0.5
 """Of the first rank: what is below is told in words."""
+FEWEST = 20
+"""Accepted pseudo-labels that a warning of one answer needs: a few may well be alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,7 @@ def _one_sided(lines: Sequence[SiteLabels], classes: Sequence[str]) -> Iterator[
         taken = [name for name, count in zip(classes, line.by_class, strict=True) if count]
         if not taken:
             yield f"{line.site}: none of the {line.offered:,} pseudo-labels was confident enough to be accepted."
-        elif len(taken) == 1 < len(classes):
+        elif len(taken) == 1 < len(classes) and line.accepted >= FEWEST:
             yield (
                 f"{line.site}: every accepted pseudo-label is “{taken[0]}”. The recogniser may be teaching itself one "
                 "answer: raise learn.threshold, or lower learn.diagnosis_ssl_weight."

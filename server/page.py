@@ -21,7 +21,7 @@ from server.recognition.page import context as recognition_page
 from server.sheet import data_table
 from server.study.page import context as study_page
 from server.study.verdicts import certain
-from server.summary import at_home, elsewhere_rows, matrices, summary_rows
+from server.summary import PATIENTS, at_home, elsewhere_rows, matrices, summary_rows
 from server.wording import METRICS, QUALITY, bytes_shown, duration_shown, shown
 from shared.config import SelfRegConfig
 
@@ -78,6 +78,7 @@ def page(findings: Findings) -> dict[str, Any]:
         "tiles": _tiles(summary),
         "metrics": METRICS,
         "quality": quality,
+        "counted": any(PATIENTS in metrics for _, metrics in summary),
         "summary": [(key, metrics) for key, metrics in summary if any(name in metrics for name in quality)],
         "elsewhere": elsewhere_rows(report["rows"]),
         "matrices": matrices(report["rows"], sites),
@@ -165,7 +166,16 @@ def lead(findings: Findings, sites: Sequence[str]) -> str:
 
 def _recognised(key: str, federated: Mapping[str, float], degraded: Mapping[str, float]) -> str:
     before = f" (degraded {degraded[key]:.3f})" if key in degraded else ""
-    return f"{METRICS[key].heading} {federated[key]:.3f}{before}"
+    return f"{METRICS[key].heading} {federated[key]:.3f}{before}{_of_patients(key, federated)}"
+
+
+def _of_patients(key: str, metrics: Mapping[str, float]) -> str:
+    """How many patients an accuracy is a share of, in words; "" for what is not one, or was not counted."""
+    return (
+        f" of {_count(max(0, round(metrics[PATIENTS])), 'patient')}"
+        if key == "accuracy" and PATIENTS in metrics
+        else ""
+    )
 
 
 def verdict(claims: Sequence[Mapping[str, Any]]) -> str:
@@ -201,15 +211,27 @@ def _tiles(summary: Sequence[tuple[tuple[str, str], Mapping[str, float]]]) -> li
             others = [name for name in ("degraded", "local", "pooled") if key in by_setting.get(name, {})]
             tiles.append(
                 {
-                    "name": METRICS[key].heading,
+                    "name": f"{METRICS[key].heading}{_of_patients(key, by_setting['federated'])}",
                     "value": shown(key, after),
                     "unit": METRICS[key].unit,
-                    "worse": before is not None and after <= before,
-                    "gain": "" if before is None else f"{after - before:+.{METRICS[key].decimals}f}",
+                    **_gain(key, after, before),
                     "others": [(name, shown(key, by_setting[name][key])) for name in others],
                 }
             )
     return tiles
+
+
+def _gain(key: str, after: float, before: float | None) -> dict[str, str]:
+    """The gain as it is shown, and its colour by what is shown: a gain of nought is neither good nor bad."""
+    if before is None:
+        return {"gain": "", "mark": ""}
+    decimals = METRICS[key].decimals
+    gain = round(after - before, decimals)
+    return {"gain": f"{gain:+.{decimals}f}" if gain else f"±{0:.{decimals}f}", "mark": _mark(gain)}
+
+
+def _mark(gain: float) -> str:
+    return "worse" if gain < 0 else "" if gain else "same"
 
 
 def _parts(findings: Findings, sites: Sequence[str]) -> list[dict[str, Any]]:

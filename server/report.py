@@ -15,7 +15,7 @@ from rich.table import Table
 
 from server.findings import read_findings
 from server.page import render
-from server.summary import summary_rows
+from server.summary import PATIENTS, summary_rows
 from server.wording import METRICS, shown
 from shared.checkpoint import write_atomically
 from shared.errors import WardroundError
@@ -37,7 +37,9 @@ def summary_table(report: Mapping[str, Any]) -> Table:
     """The rows over all sites, averaged over seeds, for the terminal."""
     summary = summary_rows(report["rows"])
     keys = [key for key in TERMINAL if any(key in metrics for _, metrics in summary)][:7]
-    table = Table(title=f"{report['experiment']}: all sites' tests", title_justify="left", header_style="bold")
+    patients = {f"{metrics[PATIENTS]:.0f}" for _, metrics in summary if "accuracy" in metrics and PATIENTS in metrics}
+    of = f"; accuracy of {' or '.join(sorted(patients))} patients" if patients and "accuracy" in keys else ""
+    table = Table(title=f"{report['experiment']}: all sites' tests{of}", title_justify="left", header_style="bold")
     table.add_column("method", no_wrap=True)
     table.add_column("setting", no_wrap=True)
     for key in keys:

@@ -9,6 +9,8 @@ from typing import Any
 from server.contract import SETTINGS
 from server.wording import METRICS
 
+PATIENTS = "patients"
+"""Key of how many patients accuracy is a share of."""
 Summary = list[tuple[tuple[str, str], dict[str, float]]]
 """(method, setting) and the means over seeds."""
 
@@ -45,7 +47,7 @@ def elsewhere_rows(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, st
 
 def _mean_metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     means: dict[str, float] = {}
-    for key in METRICS:
+    for key in (*METRICS, PATIENTS):
         values = [row[key] for row in rows if key in row]
         if values:
             means[key] = sum(values) / len(values)
@@ -64,6 +66,8 @@ class Matrix:
     columns: tuple[str, ...]
     models: tuple[str, ...]
     values: tuple[tuple[float | None, ...], ...]
+    patients: tuple[int | None, ...]
+    """Of each test, for accuracy: how many it is a share of; the mean over seeds, rounded."""
 
     def heat(self, value: float | None) -> float:
         trained = [line for model, line in zip(self.models, self.values, strict=True) if model != "degraded"]
@@ -87,8 +91,17 @@ def matrices(rows: Sequence[Mapping[str, Any]], sites: Sequence[str]) -> list[Ma
             columns = (*(site for site in sites if any(column == site for _, column in cells)), "all")
             if len(columns) > 1:
                 values = tuple(tuple(_mean(cells.get((model, column))) for column in columns) for model in models)
-                found.append(Matrix(method, metric, columns, tuple(models), values))
+                patients = tuple(_patients(rows, method, metric, column) for column in columns)
+                found.append(Matrix(method, metric, columns, tuple(models), values, patients))
     return found
+
+
+def _patients(rows: Sequence[Mapping[str, Any]], method: str, metric: str, test_site: str) -> int | None:
+    if metric != "accuracy":
+        return None
+    of_test = [row for row in rows if row["method"] == method and row["test_site"] == test_site and metric in row]
+    mean = _mean([row[PATIENTS] for row in of_test if row.get(PATIENTS) is not None])
+    return None if mean is None else round(mean)
 
 
 def _model(row: Mapping[str, Any]) -> str:

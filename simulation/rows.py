@@ -1,5 +1,7 @@
 """Scores of every model on every site's test in, the rows of report.json out: per site, and one over all.
 
+`n` of a row counts images, and `patients` those with a diagnosis, which accuracy is a share of.
+
 A row over all sites is the mean over all their test images (or patients), not over sites. The summary of `local` is the
 mean over the sites' models of that; a site that had no label of a kind to train with is left out of the mean of that
 kind's metrics, for its model was never taught them. A metric that is not defined (no mask, one diagnosis only) is left
@@ -78,13 +80,20 @@ def _rows(model: Judged, state: str, labels: Mapping[str, Any], *, setting: str)
     rows = []
     labels = {**labels, **(model.taught if setting == "local" else {})}
     for test_site, values in model.by_test.items():
-        metrics = metrics_of([values], state)
+        metrics: Row = {**metrics_of([values], state), **_patients([values], state)}
         rows.append(_row(labels, setting, model.site, test_site, model.images[test_site], metrics))
     together = {
         key.removeprefix(f"{state}."): value for key, value in model.together.items() if key.startswith(f"{state}.")
     }
-    metrics = {**metrics_of(model.by_test.values(), state), **_finite(together)}
+    by_test = list(model.by_test.values())
+    metrics = {**metrics_of(by_test, state), **_finite(together), **_patients(by_test, state)}
     return [*rows, _row(labels, setting, model.site, "all", sum(model.images.values()), metrics)]
+
+
+def _patients(scores: Sequence[Values], state: str) -> dict[str, int]:
+    """How many patients the accuracy is a share of: `n` counts images."""
+    counted = [np.isfinite(values[key]).sum() for values in scores if (key := f"{state}.accuracy") in values]
+    return {"patients": int(sum(counted))} if sum(counted) else {}
 
 
 def metrics_of(scores: Iterable[Values], state: str) -> dict[str, float]:
@@ -101,9 +110,7 @@ def metrics_of(scores: Iterable[Values], state: str) -> dict[str, float]:
     return means
 
 
-def _row(
-    labels: Mapping[str, Any], setting: str, site: str, test_site: str, n: int, metrics: Mapping[str, float]
-) -> Row:
+def _row(labels: Mapping[str, Any], setting: str, site: str, test_site: str, n: int, metrics: Mapping[str, Any]) -> Row:
     return {**labels, "setting": setting, "site": site, "test_site": test_site, "n": n, **metrics}
 
 

@@ -44,3 +44,13 @@ def test_dice_stands_beside_the_contours_it_belongs_to(simulated_run: Path) -> N
     assert degraded.figures == ("PSNR 20.00 dB", "Dice 0.690")
     assert enhanced.figures == ("PSNR 26.40 dB", "Dice 0.840")
     assert [is_truth for _, _, is_truth in enhanced.contours] == [True, True, False, False]
+
+
+def test_right_or_wrong_is_no_spread_over_images() -> None:
+    """Accuracy is a share of patients: its box would span all from 0 to 1, or nothing."""
+    quantiles = [0.0, 0.0, 0.5, 1.0, 1.0]
+    scores = {
+        f"enhanced.{metric}": {"count": 9, "total": 5.0, "quantiles": quantiles} for metric in ("accuracy", "dice")
+    }
+    run = Run("plain", 0, ({"round": 1, "training": {}, "evaluation": {"a": scores}},))
+    assert [chart.title for chart in charts.spreads(run, None, ["a"])] == ["Dice per image"]

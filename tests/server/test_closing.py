@@ -70,6 +70,7 @@ def test_what_sums_cannot_pool_stays_per_site(tmp_path: Path) -> None:
     assert (rows["a"]["auc"], rows["a"]["f1"], rows["a"]["f1.ill"]) == (0.9, 0.8, 0.7)
     assert not {"auc", "f1", "f1.ill"} & rows["all"].keys()
     assert rows["all"]["accuracy"] == 0.5
+    assert (rows["a"]["patients"], rows["all"]["patients"]) == (2, 4)
 
 
 def test_line_cut_by_a_crash_is_not_a_round(deployed_run: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from server.findings import read_findings
 from server.page import lead, learnt, page, sites_of, verdict
-from server.report import write_report
+from server.report import summary_table, write_report
 from server.wording import bytes_shown, duration_shown, shown
 
 
@@ -65,8 +65,8 @@ def test_a_recogniser_alone_is_told_without_enhancer_and_degraded_images(simulat
     assert "On 150 test images of patients that no training had seen the recogniser reaches Dice 0.835 and " in words
     shown_page = page(findings)
     assert shown_page["quality"] == ["dice", "jaccard", "hd95_mm", "missed", "accuracy", "f1"]
-    assert [(tile["name"], tile["gain"], tile["worse"]) for tile in shown_page["tiles"]] == [
-        ("Dice", "", False), ("accuracy", "", False), ("F1", "", False)
+    assert [(tile["name"], tile["gain"], tile["mark"]) for tile in shown_page["tiles"]] == [
+        ("Dice", "", ""), ("accuracy", "", ""), ("F1", "", "")
     ]  # fmt: skip
     assert not [limit for limit in shown_page["limits"] if "PSNR" in limit or "enhancer" in limit]
 
@@ -121,3 +121,37 @@ def test_legend_of_the_spreads_names_the_settings_that_there_are(simulated_run: 
     record["rows"] = [row for row in record["rows"] if row["setting"] != "degraded"]
     (simulated_run / "record.json").write_text(json.dumps(record))
     assert legend not in write_report(simulated_run).read_text()
+
+
+def test_accuracy_comes_with_the_patients_that_it_is_a_share_of(simulated_run: Path) -> None:
+    assert "(n patients)" not in write_report(simulated_run).read_text(), "where nobody counted them"
+    record = json.loads((simulated_run / "record.json").read_text())
+    for row in record["rows"]:
+        row["patients"] = 36 if row["test_site"] == "all" else 12
+    (simulated_run / "record.json").write_text(json.dumps(record))
+    text = write_report(simulated_run).read_text()
+    findings = read_findings(simulated_run)
+    assert lead(findings, sites_of(findings)).endswith("accuracy 0.855 (degraded 0.700) of 36 patients.")
+    assert [tile["name"] for tile in page(findings)["tiles"]] == ["PSNR", "Dice", "accuracy of 36 patients"]
+    assert "<th>accuracy (n patients)</th>" in text
+    assert "<td>0.855 (36)</td>" in text
+    assert "<th>north<br>n 12</th><th>coast<br>n 12</th><th>valley<br>n 12</th><th>all<br>n 36</th>" in text
+    assert "<th>north</th><th>coast</th><th>valley</th><th>all</th>" in text, "Dice and PSNR are of images"
+    table = summary_table(findings.report)
+    assert table.title == "mni: all sites' tests; accuracy of 36 patients"
+
+
+@pytest.mark.parametrize(
+    ("gain", "shown_as", "mark"),
+    [(0.0, "±0.000", "same"), (0.0004, "±0.000", "same"), (-0.0004, "±0.000", "same"), (0.02, "+0.020", ""),
+     (-0.02, "-0.020", "worse")],
+)  # fmt: skip
+def test_a_gain_of_nought_is_neither_good_nor_bad(simulated_run: Path, gain: float, shown_as: str, mark: str) -> None:
+    record = json.loads((simulated_run / "record.json").read_text())
+    for row in record["rows"]:
+        row["dice"] = 0.7 + gain * (row["setting"] == "federated")
+    (simulated_run / "record.json").write_text(json.dumps(record))
+    tile = page(read_findings(simulated_run))["tiles"][1]
+    assert (tile["name"], tile["gain"], tile["mark"]) == ("Dice", shown_as, mark)
+    text = write_report(simulated_run).read_text()
+    assert (f'<em class="{mark}">{shown_as}</em>' if mark else f"<em>{shown_as}</em>") in text

@@ -118,3 +118,17 @@ def test_a_model_that_was_taught_no_mask_is_no_part_of_the_mean_dice_and_one_wit
 def test_models_whose_labels_nobody_counted_all_stand_in_the_mean() -> None:
     rows = rows_of([judged("local", "a"), judged("local", "b")], LABELS, {})
     assert find(rows, "local", "all", "all")["dice"] == pytest.approx(0.8)
+
+
+def test_patients_that_accuracy_is_a_share_of_are_counted_beside_images() -> None:
+    by_test = {
+        "a": {"enhanced.accuracy": np.array([1.0, 0.0, 1.0]), "enhanced.dice": np.full(9, 0.5)},
+        "b": {"enhanced.accuracy": np.array([1.0]), "enhanced.dice": np.full(4, 0.5)},
+        "c": {"enhanced.dice": np.full(2, 0.5)},
+    }
+    images = {"a": 9, "b": 4, "c": 2}
+    rows = rows_of([Judged("local", site, by_test, {}, images) for site in "ab"], LABELS, {})
+    for site in ("a", "all"):
+        found = [find(rows, "local", site, test_site) for test_site in ("a", "b", "c", "all")]
+        assert [(row["n"], row.get("patients")) for row in found] == [(9, 3), (4, 1), (2, None), (15, 4)]
+    assert find(rows, "local", "all", "all")["accuracy"] == 0.75
