@@ -172,11 +172,13 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from server.export import export_run
+    from server.export import comparison_shown, export_run
 
-    done = export_run(arguments.run_dir, arguments.file)
-    _OUT.print(f"Written: {arguments.file}, the recogniser of {done.campaign} after round {done.round}")
-    _OUT.print(f"Outputs: {', '.join(done.outputs)}; what they and the images mean stands in the file's metadata.")
+    done = export_run(arguments.run_dir, arguments.file, arguments.network)
+    outputs = ", ".join(done.written.outputs)
+    _OUT.print(f"Written: {arguments.file}, the {done.network} of {done.campaign} after round {done.round}")
+    _OUT.print(f"Outputs: {outputs}; what they mean and how images are prepared stands in the file's metadata.")
+    _OUT.print(comparison_shown(done.written.comparison))
     return 0
 
 
@@ -234,9 +236,10 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write report.html and report.json of a run")
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     report.set_defaults(command=_report)
-    export = commands.add_parser("export", help="write the recogniser of a run's last round as an ONNX file")
+    export = commands.add_parser("export", help="write a network of a run's last round as an ONNX file")
     export.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="of a coordinator or of wardround-simulate")
     export.add_argument("file", type=Path, metavar="FILE.onnx")
+    export.add_argument("--network", choices=("recogniser", "enhancer"), default="recogniser")
     export.set_defaults(command=_export)
     return parser
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,10 @@ import torch
 
 from server import cli
 from server.about import write_about
+from server.export import comparison_shown
 from shared.checkpoint import FederationState, save_round
 from shared.config import CampaignConfig, campaign_digest, save_campaign
+from shared.export import Comparison
 from shared.networks import build_networks
 from shared.weights import architecture_digest, to_arrays
 
@@ -33,8 +36,8 @@ def finish(run_dir: Path, campaign: CampaignConfig, rounds: int) -> Path:
     return run_dir
 
 
-def fails(capsys: pytest.CaptureFixture[str], run_dir: Path, file: Path, code: int, reason: str) -> None:
-    assert cli.main(["export", str(run_dir), str(file)]) == code
+def fails(capsys: pytest.CaptureFixture[str], run_dir: Path, file: Path, code: int, reason: str, *options: str) -> None:
+    assert cli.main(["export", str(run_dir), str(file), *options]) == code
     error = capsys.readouterr().err
     assert reason in error
     assert error.startswith("wardround-coordinator: ")
@@ -49,7 +52,12 @@ def test_the_last_rounds_recogniser_is_written_from_every_kind_of_run_folder(
     finish(tmp_path / "run" / layout, campaign, 2)
     file = tmp_path / "recogniser.onnx"
     assert cli.main(["export", str(tmp_path / "run"), str(file)]) == 0
-    assert "the recogniser of tiny after round 2" in capsys.readouterr().out.replace("\n", " ")
+    shown = capsys.readouterr().out
+    assert "the recogniser of tiny after round 2\n" in shown
+    number = r"\d\.\de-\d\d"
+    assert re.search(
+        f"Compared .* 6 random images.*: mask_logits {number}, diagnosis_logits {number}, saliency ", shown
+    )
     image = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(1))
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     masks, diagnoses, _ = session.run(None, {"image_BCHW": image.numpy()})
@@ -58,7 +66,52 @@ def test_the_last_rounds_recogniser_is_written_from_every_kind_of_run_folder(
     np.testing.assert_allclose(masks, expected.mask_logits_BKHW, rtol=0, atol=1e-4)
     np.testing.assert_allclose(diagnoses, expected.diagnosis_logits_BN, rtol=0, atol=1e-4)
     told = {entry.key: entry.value for entry in onnx.load(file).metadata_props}
-    assert told["judges"] == "images that enhance=cnn3 put out"
+    assert told["judges"] == "images that enhance=cnn3 put out, held within 0..1"
+
+
+def test_the_enhancer_is_written_on_request_and_feeds_the_recogniser(
+    campaign: CampaignConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    campaign = replace(campaign, enhance=replace(campaign.enhance, kind="todnet", depth=2, output="tanh"))
+    run_dir, file = finish(tmp_path / "run", campaign, 1), tmp_path / "enhancer.onnx"
+    assert cli.main(["export", str(run_dir), str(file), "--network", "enhancer"]) == 0
+    shown = capsys.readouterr().out
+    assert "the enhancer of tiny after round 1\nOutputs: enhanced;" in shown
+    assert re.search(r"largest differences .*: enhanced \d\.\de-\d\d\.", shown)
+    image = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (enhanced,) = session.run(None, {"image_BCHW": image.numpy()})
+    np.testing.assert_allclose(enhanced, image.tanh(), rtol=0, atol=1e-4)  # its residual starts at zero
+
+
+def test_an_enhancer_that_cannot_be_a_file_is_refused_with_the_reason(
+    campaign: CampaignConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, network = tmp_path / "enhancer.onnx", ("--network", "enhancer")
+    without = replace(
+        campaign, enhance=replace(campaign.enhance, kind="none"), objective=replace(campaign.objective, kind="plain")
+    )
+    consistent = replace(
+        campaign,
+        enhance=replace(campaign.enhance, data_consistency=True),
+        degrade=replace(campaign.degrade, kind="kspace"),
+    )
+    fails(capsys, finish(tmp_path / "without", without, 1), file, 2, "has no enhancer (enhance=none)", *network)
+    fails(capsys, finish(tmp_path / "kspace", consistent, 1), file, 2, "takes the measured k-space", *network)
+
+
+def test_a_study_keeps_figures_and_no_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "study" / "cells").mkdir(parents=True)
+    fails(capsys, tmp_path / "study", tmp_path / "x.onnx", 5, "a study's, which keeps figures, not weights")
+
+
+def test_what_was_compared_is_told() -> None:
+    assert "onnxruntime is missing here: nothing was compared" in comparison_shown(None)
+    apart = Comparison(6, {"mask_logits": 2e-6, "saliency": 0.023}, {"mask_logits": 0.0, "saliency": 0.0052})
+    assert comparison_shown(apart).endswith(
+        ": mask_logits 2.0e-06, saliency 2.3e-02 of its largest value (in 0.52 % of its values rounding moved a ReLU "
+        "across its corner)."
+    )
 
 
 def test_a_folder_that_holds_no_run_or_several_is_refused_with_the_way_out(
