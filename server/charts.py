@@ -45,7 +45,7 @@ _CURVES = (
     ("training", "loss_recognise", "recognition loss, training"),
     ("evaluation", "enhanced.psnr_db", "PSNR of enhanced test images (dB)"),
     ("evaluation", "enhanced.dice", "Dice on enhanced test images"),
-    ("evaluation", "enhanced.accuracy", "accuracy on enhanced test images"),
+    ("evaluation", "enhanced.accuracy", "accuracy over test patients, on enhanced images"),
 )
 _SPREAD = ("psnr_db", "ssim", "dice")
 """What has a spread over images; accuracy is right or wrong, and stands as a share of patients in the tables."""
@@ -78,6 +78,11 @@ class Strip:
         return any(panel.contours for panel in self.panels)
 
     @property
+    def measured(self) -> bool:
+        """A distance between outlines stands below an image."""
+        return any(words.startswith("HD95") for panel in self.panels for words in panel.figures)
+
+    @property
     def predicted(self) -> bool:
         """Something that was predicted is drawn."""
         return any(not is_truth for panel in self.panels for _, _, is_truth in panel.contours)
@@ -100,15 +105,27 @@ def curves(run: Run, sites: Sequence[str]) -> list[Chart]:
     evaluated = [site for record in run.rounds for site in record.get("evaluation", {}).values()]
     enhanced = not evaluated or any("enhanced.psnr_db" in site for site in evaluated)
     for part, key, title in _CURVES:
-        title = title if enhanced else title.replace("enhanced ", "")
+        title = title if enhanced else title.replace(", on enhanced images", "").replace("enhanced ", "")
         lines = []
         for index, site in enumerate(sites):
             xs, ys = _series(run.rounds, part, key, site)
             if xs:
                 lines.append((site, figures.site_colour(index), xs, ys))
         if lines:
-            charts.append(Chart(title, figures.line_chart(lines, label=f"{title}, {run.method}", x_label="round")))
+            drawn = figures.line_chart(lines, label=f"{title}, {run.method}", x_label="round")
+            nought = [site for site, _, _, ys in lines if not any(ys)]
+            charts.append(Chart(title, drawn, _of_nought(nought) if key == "loss_recognise" else ""))
     return charts
+
+
+def _of_nought(sites: Sequence[str]) -> str:
+    """Why a site's recognition loss is 0 in every round: not because it recognises so well."""
+    if not sites:
+        return ""
+    return (
+        f"0 in every round at {', '.join(sites)}: no training image there has a label, or a pseudo-label, that a loss "
+        "could be taken of; it does not mean that everything is recognised."
+    )
 
 
 def _series(rounds: Sequence[Mapping[str, Any]], part: str, key: str, site: str) -> tuple[list[int], list[float]]:

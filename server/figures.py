@@ -56,10 +56,11 @@ def site_sign(index: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """What a page shows: words, and inline SVG below them."""
+    """What a page shows: words, and inline SVG below them; a sentence that explains what is drawn."""
 
     title: str
     svg: str
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,11 +32,24 @@ _PARTS: Mapping[str, str] = {
     "diagnosis": "class head (diagnoses)",
     "prior": "mean mask map",
 }
-_CHARTS: tuple[tuple[str, str, figures.Axis], ...] = (
-    ("pseudo_accept_rate", "pseudo-labels accepted, share", figures.Axis(low=0, high=1)),
-    ("feature_rank", "effective rank of the features", figures.Axis(low=0)),
-    ("loss_selfreg", "SelfReg's loss, training", figures.Axis(low=0)),
+_CHARTS: tuple[tuple[str, str, figures.Axis, str], ...] = (
+    ("pseudo_accept_rate", "pseudo-labels accepted, share", figures.Axis(low=0, high=1), ""),
+    (
+        "feature_rank",
+        "effective rank of the features",
+        figures.Axis(low=0),
+        "How many different maps the channels of the recogniser's last features amount to: 1 when all show the same, "
+        "at most the number of channels; one that falls far says that the features collapse.",
+    ),
+    (
+        "loss_selfreg",
+        "SelfReg's loss, training",
+        figures.Axis(low=0),
+        "How far the network's inner features are from the last ones that teach them, with SelfReg's weights in it: it "
+        "may fall because features agree or because they collapse, so read it beside the rank.",
+    ),
 )
+"""Key of the training record, title, axis, and what it is."""
 COLLAPSED = 0.5
 """Of the first rank: what is below is told in words."""
 FEWEST = 20
@@ -144,7 +157,7 @@ def _judged(site: str, counts: Mapping[str, int]) -> Judged:
 
 def _charts(run: Run, trained: Sequence[Mapping[str, Any]], sites: Sequence[str]) -> Iterator[figures.Chart]:
     rounds = [int(record["round"]) for record in trained]
-    for key, title, axis in _CHARTS:
+    for key, title, axis, note in _CHARTS:
         lines = [
             figures.Line(figures.site_colour(index), figures.site_marker(index), values)
             for index, site in enumerate(sites)
@@ -152,7 +165,7 @@ def _charts(run: Run, trained: Sequence[Mapping[str, Any]], sites: Sequence[str]
         ]
         if lines:
             label = f"{title}, {run.method}"
-            yield figures.Chart(title, figures.round_chart(rounds, lines, axis, label=label, blank="no figure"))
+            yield figures.Chart(title, figures.round_chart(rounds, lines, axis, label=label, blank="no figure"), note)
 
 
 def _one_sided(lines: Sequence[SiteLabels], classes: Sequence[str]) -> Iterator[str]:

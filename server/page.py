@@ -22,7 +22,7 @@ from server.sheet import data_table
 from server.study.page import context as study_page
 from server.study.verdicts import certain
 from server.summary import PATIENTS, at_home, elsewhere_rows, matrices, summary_rows
-from server.wording import METRICS, QUALITY, bytes_shown, duration_shown, shown
+from server.wording import HD95, METRICS, QUALITY, bytes_shown, duration_shown, shown
 from shared.config import SelfRegConfig
 
 _TILES = ("psnr_db", "dice", "accuracy", "ssim", "f1", "jaccard")
@@ -78,6 +78,7 @@ def page(findings: Findings) -> dict[str, Any]:
         "tiles": _tiles(summary),
         "metrics": METRICS,
         "quality": quality,
+        "hd95": HD95,
         "counted": any(PATIENTS in metrics for _, metrics in summary),
         "summary": [(key, metrics) for key, metrics in summary if any(name in metrics for name in quality)],
         "elsewhere": elsewhere_rows(report["rows"]),

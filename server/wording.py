@@ -47,6 +47,11 @@ METRICS: Mapping[str, Shown] = {
     "bytes_up": Shown("bytes up", "sent by all sites to the coordinator", 0, "B", higher_is_better=False),
     "samples_seen": Shown("images seen", "images drawn in training, repeats counted", 0),
 }
+HD95 = (
+    "HD95 is the distance within which 95 % of the predicted outline lies from the true one, and of the true one from "
+    "the predicted, in mm (in pixels where the spacing is not known): 0 is perfect, and a class that only one of them "
+    "shows has none."
+)
 QUALITY = (
     *("psnr_db", "ssim", "rmse", "psnr_db_region", "dice", "jaccard", "judge_dice"),
     *("hd95_mm", "hd95_px", "missed", "accuracy", "f1", "auc"),

@@ -8,6 +8,7 @@ import numpy as np
 
 from server import charts
 from server.findings import Run, read_findings
+from server.report import write_report
 
 
 def test_evaluation_stands_one_round_before_the_record_that_carries_it() -> None:
@@ -54,3 +55,24 @@ def test_right_or_wrong_is_no_spread_over_images() -> None:
     }
     run = Run("plain", 0, ({"round": 1, "training": {}, "evaluation": {"a": scores}},))
     assert [chart.title for chart in charts.spreads(run, None, ["a"])] == ["Dice per image"]
+
+
+def test_a_recognition_loss_of_nought_is_explained_and_no_other_is() -> None:
+    def losses(value: float) -> dict[str, float]:
+        return {"loss_recognise": value, "loss_enhance": 0.0}
+
+    records = [{"round": n, "training": {"a": losses(0.0), "b": losses(0.3 / n)}, "evaluation": {}} for n in (1, 2)]
+    enhance, recognise = charts.curves(Run("plain", 0, tuple(records)), ["a", "b"])
+    assert recognise.note.startswith("0 in every round at a: no training image there has a label")
+    assert enhance.note == ""
+    learning = [{**record, "training": {"b": record["training"]["b"]}} for record in records]
+    assert [chart.note for chart in charts.curves(Run("plain", 0, tuple(learning)), ["a", "b"])] == ["", ""]
+
+
+def test_a_distance_below_an_image_is_explained(simulated_run: Path) -> None:
+    sentence = "HD95 is the distance within which 95 % of the predicted outline lies from the true one"
+    assert sentence not in write_report(simulated_run).read_text()
+    path = simulated_run / "pictures" / "gradprom-seed0.npz"
+    pictures = {**charts.load_pictures(path), "example/north/median/hd95_mm_enhanced": np.float32(3.2)}
+    np.savez_compressed(path, **pictures)
+    assert sentence in write_report(simulated_run).read_text()

@@ -235,3 +235,16 @@ def test_counts_that_no_sum_can_hold_are_a_gap_and_no_crash() -> None:
     found = label_section(run_of([huge, huge]), SITES, DIAGNOSES)
     assert found is not None
     assert (found.sites[0].offered, found.sites[0].by_class) == (None, (None, 0, 0))
+
+
+def test_rank_and_selfreg_loss_are_explained_where_they_are_drawn(simulated_run: Path) -> None:
+    record = json.loads((simulated_run / "record.json").read_text())
+    for told in (site for each in record["runs"][0]["rounds"] for site in each["training"].values()):
+        told |= {"feature_rank": 3.0, "loss_selfreg": 0.1}
+    (simulated_run / "record.json").write_text(json.dumps(record))
+    text = write_report(simulated_run).read_text()
+    for title, words in (
+        ("effective rank of the features", "How many different maps the channels of the recogniser"),
+        ("SelfReg&#39;s loss, training", "How far the network&#39;s inner features are from the last ones"),
+    ):
+        assert f"<figcaption>{title}<small>{words}" in text
