@@ -12,6 +12,7 @@ from server.recognition.page import MARKED, UNTRAINED, compared_with, recognitio
 from server.recognition.pictures import KINDS, Look
 from server.recognition.promises import PROMISES
 from server.study.tables import Block
+from simulation.study.grid import REAL
 from simulation.study.markdown import escaped, opening_lines, promises_lines, section_lines, table_lines, written
 
 
@@ -34,10 +35,18 @@ def recognition_document(report: Mapping[str, Any], stem: str, images: Path, out
         yield "No comparison of MultiMix with supervised learning can be made yet."
     yield ""
     yield from promises_lines(study, PROMISES)
+    simulated = _on_simulated_patients(report["rows"])
     for section in study.sections:
         yield ""
-        more = list(_more(section.name, whole.details[section.name], whole.looks[section.name], stem, images, out))
+        looks = whole.looks[section.name] if section.name in simulated else ()
+        more = list(_more(section.name, whole.details[section.name], looks, stem, images, out))
         yield from section_lines(section, "method", stem, images, out, more)
+
+
+def _on_simulated_patients(rows: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Tables whose images may stand in a document that is handed on: those of real patients stay with their data."""
+    real = {str(row.get("table", "")) for row in rows if row["data"] in REAL}
+    return {str(row.get("table", "")) for row in rows} - real
 
 
 def _more(
