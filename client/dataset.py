@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +43,29 @@ class Slices:
     """The real degraded partner of each slice, where the campaign learns from pairs."""
     spacing_N2: Tensor | None = None
     """float32 row and column spacing in mm; 0 where the store does not know it."""
+    acquired: tuple[tuple[str, str], ...] = ()
+    """Modality (0008,0060) and Body Part Examined (0018,0015) of each slice, as its store has them: for prompts alone,
+    and not to be told to anybody."""
+    synthetic: Synthetic | None = None
+    """What a generator drew from these slices; only of a training split."""
 
     def __len__(self) -> int:
         return self.clean_NCHW.shape[0]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Synthetic:
+    """Images that a generator drew, each for one slice of a training split, whose mask it has; S images."""
+
+    image_SCHW: Tensor
+    """float32 on the campaign's scale."""
+    source_S: Tensor
+    """int64 index of the slice."""
+    diagnosis_S: Tensor
+    """int64 that of the slice, or the one that was asked for instead; -1 unknown."""
+
+    def __len__(self) -> int:
+        return self.image_SCHW.shape[0]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,7 +173,7 @@ def _shares(patients: int, split: SplitConfig) -> tuple[int, int, int]:
 def _slices(store: Store, records: Sequence[SeriesRecord], site: str, campaign: CampaignConfig) -> Slices:
     size, channels = campaign.data.image_size, campaign.data.channels
     index = {name: number for number, name in enumerate(sorted({record.patient for record in records}))}
-    clean, degraded, masks, identity, spacing = [], [], [], [], []
+    clean, degraded, masks, identity, spacing, acquired = [], [], [], [], [], []
     for record in records:
         image_DCHW = _image(store, record.key, campaign)
         clean.append(image_DCHW)
@@ -166,6 +186,7 @@ def _slices(store: Store, records: Sequence[SeriesRecord], site: str, campaign: 
         masks.append(empty_DHW if mask_DHW is None else pad_or_crop(torch.from_numpy(np.array(mask_DHW)), size))
         identity += [f"{site}/{record.key}/{number}" for number in range(len(image_DCHW))]
         spacing += [record.spacing_mm[1:]] * len(image_DCHW)
+        acquired += [(record.modality, record.header.get("BodyPartExamined", ""))] * len(image_DCHW)
     none = torch.zeros(0, channels, *size)
 
     def repeated(values: list[int]) -> Tensor:
@@ -180,6 +201,7 @@ def _slices(store: Store, records: Sequence[SeriesRecord], site: str, campaign: 
         identity=tuple(identity),
         degraded_NCHW=(torch.cat(degraded) if degraded else none) if campaign.degrade.kind == "pairs" else None,
         spacing_N2=torch.tensor(spacing, dtype=torch.float32).reshape(-1, 2),
+        acquired=tuple(acquired),
     )
 
 
@@ -239,6 +261,7 @@ def merge_slices(parts: Sequence[Slices]) -> Slices:
     degraded = [part.degraded_NCHW for part in parts if part.degraded_NCHW is not None]
     assert len(degraded) in (0, len(parts)), "one campaign, so all parts have pairs or none"
     spacing = [part.spacing_N2 for part in parts if part.spacing_N2 is not None]
+    acquired = tuple(words for part in parts for words in part.acquired)
     return Slices(
         clean_NCHW=torch.cat([part.clean_NCHW for part in parts]),
         mask_NHW=torch.cat([part.mask_NHW for part in parts]),
@@ -248,4 +271,21 @@ def merge_slices(parts: Sequence[Slices]) -> Slices:
         identity=tuple(name for part in parts for name in part.identity),
         degraded_NCHW=torch.cat(degraded) if degraded else None,
         spacing_N2=torch.cat(spacing) if len(spacing) == len(parts) else None,
+        acquired=acquired,
+        synthetic=_merged_synthetic(parts),
+    )
+
+
+def _merged_synthetic(parts: Sequence[Slices]) -> Synthetic | None:
+    found, offset = [], 0
+    for part in parts:
+        if part.synthetic is not None:
+            found.append(replace(part.synthetic, source_S=part.synthetic.source_S + offset))
+        offset += len(part)
+    if not found:
+        return None
+    return Synthetic(
+        torch.cat([each.image_SCHW for each in found]),
+        torch.cat([each.source_S for each in found]),
+        torch.cat([each.diagnosis_S for each in found]),
     )

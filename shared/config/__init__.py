@@ -20,6 +20,14 @@ from shared.config.campaign import (
     TrainingConfig,
 )
 from shared.config.digest import campaign_digest, load_campaign, save_campaign, to_dict, without_places
+from shared.config.generation import (
+    AugmentConfig,
+    DrawConfig,
+    GenerateConfig,
+    Phase,
+    PhaseConfig,
+    TaskConfig,
+)
 from shared.config.load import load
 from shared.config.programs import (
     CompareConfig,
@@ -35,6 +43,12 @@ from shared.config.programs import (
 from shared.config.recognition import LabelsConfig, LearnConfig, RecogniserConfig, SelfRegConfig
 
 __all__ = [
+    "TaskConfig",
+    "PhaseConfig",
+    "Phase",
+    "GenerateConfig",
+    "DrawConfig",
+    "AugmentConfig",
     "CampaignConfig",
     "CompareConfig",
     "CrossConfig",

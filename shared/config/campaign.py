@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from shared.config.generation import AugmentConfig, GenerateConfig, Phase
 from shared.config.limits import (
     LARGEST_RATE,
     LARGEST_WEIGHT,
@@ -381,6 +382,36 @@ class CampaignConfig:
     rounds: RoundsConfig
     learn: LearnConfig = field(default_factory=LearnConfig)
     selfreg: SelfRegConfig = field(default_factory=SelfRegConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """What its rounds are spent on, in order: those of a generator, then what its images are for. None where it
+        trains an enhancer and a recogniser without a generator."""
+        phases = self.generate.phases
+        return (*phases, "train") if phases and self.augment.generated else phases
+
+    def in_phase(self, phase: Phase) -> CampaignConfig:
+        """The campaign of one phase, with a digest of its own; its rounds and training are the phase's."""
+        generate = replace(self.generate, phase=phase)
+        if phase == "train":
+            return replace(self, generate=generate)
+        length = generate.of(phase)
+        training = replace(
+            self.training,
+            local_steps=length.local_steps,
+            batch_size=length.batch_size,
+            learning_rate=length.learning_rate,
+        )
+        return replace(
+            self, generate=generate, training=training, rounds=replace(self.rounds, rounds=max(length.rounds, 1))
+        )
+
+    @property
+    def generates(self) -> bool:
+        """This campaign is in a phase that trains a part of a generator."""
+        return self.generate.on and self.generate.phase not in ("all", "train")
 
     @property
     def masks(self) -> tuple[str, ...]:
@@ -395,10 +426,13 @@ class CampaignConfig:
     @property
     def images_per_step(self) -> int:
         """The most that one optimiser step draws: four streams of training.batch_size, or one batch."""
+        if self.generates:
+            return self.training.batch_size
         return self.training.batch_size * (4 if self.learn.streams else 1)
 
     def __post_init__(self) -> None:
         self._check_recognition()
+        self._check_generation()
         rule = "name must be 1 to 40 letters, digits, '-' or '_', starting with a letter or digit"
         require(bool(_NAME.fullmatch(self.name)), rule, self.name)
         if self.recognise.kind == "cnn" and self.masks:
@@ -467,3 +501,24 @@ class CampaignConfig:
             )
         if self.degrade.kind == "none" and not alone:
             raise ConfigError("degrade=none leaves nothing to enhance; choose enhance=none or another degrade")
+
+    def _check_generation(self) -> None:
+        generate, augment = self.generate, self.augment
+        if augment.generated and not generate.on:
+            raise ConfigError(f"augment={augment.kind} needs a generator; add generate=emit-diff")
+        if augment.kind.startswith("emit-diff") and augment.mix == "patches":
+            if self.enhance.kind != "none" or self.learn.streams or self.objective.recognition != "supervised":
+                raise ConfigError(
+                    "augment.mix=patches merges what a supervised recogniser says: it needs enhance=none and "
+                    "learn=supervised; choose augment.mix=images"
+                )
+        if not generate.on:
+            return
+        if not self.data.masks and generate.edges == "none":
+            raise ConfigError("generate: contour and box show masks, and the data has none; choose generate.edges")
+        if self.strategy.promotion != "none" and generate.phase == "all" and not augment.generated:
+            raise ConfigError("strategy.promotion gates an enhancer's update; a generator has none")
+        if generate.draw.classes == "balanced" and not self.data.diagnoses:
+            raise ConfigError("generate.draw.classes=balanced balances diagnoses, and the data has none")
+        if self.degrade.kind == "pairs" and augment.generated:
+            raise ConfigError("degrade=pairs has no degraded partner of a synthetic image; choose another degrade")

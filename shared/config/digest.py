@@ -14,9 +14,15 @@ from shared.config.build import build
 from shared.config.campaign import CampaignConfig
 from shared.errors import ConfigError
 
-_PLACES = {("data", "root"), ("objective", "vgg_weights")}
+_PLACES = {
+    *(("data", "root"), ("objective", "vgg_weights")),
+    *(("generate", "hed_weights"), ("generate", "text_encoder"), ("generate", "start")),
+}
 _OF_PROGRAMS = {("data", "test_root"), ("study", "roots"), ("", "run_dir")}
-_OVERRIDE = re.compile(r"""((?:^|[\s+])(?:data\.root|data\.test_root|objective\.vgg_weights)=)('[^']*'|"[^"]*"|\S+)""")
+_OVERRIDE = re.compile(
+    r"""((?:^|[\s+])(?:data\.root|data\.test_root|objective\.vgg_weights|generate\.(?:hed_weights|text_encoder|start))=)"""
+    r"""('[^']*'|"[^"]*"|\S+)"""
+)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

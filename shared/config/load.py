@@ -55,7 +55,7 @@ def _cross(data: dict[Any, Any]) -> dict[str, Any] | None:
 
 # Keys of configs/simulation.yaml that a person sets and that `campaign` there is put together from.
 _INPUTS = {"data", "degrade", "enhance", "recognise", "learn", "selfreg", "objective", "strategy", "training"} | {
-    "round", "rounds", "budgets", "published", "gate", "seed", "seeds", "name", "experiment"
+    "generate", "augment", "round", "rounds", "budgets", "published", "gate", "seed", "seeds", "name", "experiment"
 }  # fmt: skip
 
 

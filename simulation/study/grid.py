@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from shared.config import (
+    AugmentConfig,
+    GenerateConfig,
     LearnConfig,
     SelfRegConfig,
     SimulationConfig,
@@ -158,7 +160,8 @@ def key_of(config: SimulationConfig, setting: str, *, downstream: bool, unseen: 
     else:  # how the federation would be run, or summed up, is nothing to a model of pooled data
         del kept["campaign"]["strategy"]
     # What came later is part of a key only where it is used: cells that were kept before it keep their keys.
-    for name, default in (("learn", LearnConfig()), ("selfreg", SelfRegConfig())):
+    defaults = {"learn": LearnConfig(), "selfreg": SelfRegConfig(), "generate": GenerateConfig()}
+    for name, default in (*defaults.items(), ("augment", AugmentConfig())):
         if kept["campaign"][name] == to_dict(default):
             del kept["campaign"][name]
     for data in (kept["campaign"]["data"], *([kept["cross"]["data"]] if kept["cross"] else [])):
