@@ -1,0 +1,200 @@
+"""Hints, prompts and seeds in, images out: what the trained networks draw.
+
+    ddim    Song et al. 2021, https://arxiv.org/abs/2010.02502, deterministic; the steps of MONAI's DDIMScheduler with
+            set_alpha_to_one=False and steps_offset=1, as Stable Diffusion runs it
+    dpm     DPM-Solver++(2M), Lu et al. 2022, https://arxiv.org/abs/2211.01095, algorithm 2: of second order, with one
+            call of the networks a step
+    rflow   Euler steps of the velocity, Liu et al. 2022, https://arxiv.org/abs/2209.03003
+
+Guidance: e = e(null) + w (e(prompt) - e(null)), Ho, Salimans 2022, https://arxiv.org/abs/2207.12598; the hint is in
+both branches, as published, which run as one batch of 2B. Every image starts at the noise of its own seed: it does not
+depend on its batch, beyond what the order of additions changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+
+from shared.config import MachineConfig
+from shared.config.generation import DrawConfig
+from shared.generate.networks import Generator
+from shared.generate.prompts import NULL
+from shared.generate.schedule import TIMES, Prediction, clean_estimate, kept_T
+from shared.seeding import generator as seeded
+
+if TYPE_CHECKING:
+    from monai.networks.nets import ControlNet
+
+BATCH_SIZE = 16
+Denoise = Callable[[Tensor, Tensor], Tensor]
+"""(noisy_BCHW, time_B) -> what the networks tell at that time."""
+
+
+def predicted(
+    generator: Generator, noisy_BCHW: Tensor, time_B: Tensor, context_BWC: Tensor, hint_embedding_BCHW: Tensor | None
+) -> Tensor:
+    """What the denoiser tells of noisy latents, with the ControlNet's features where there is a hint's embedding."""
+    if hint_embedding_BCHW is None:
+        return cast(Tensor, generator.denoiser(noisy_BCHW, time_B, context_BWC))
+    down, middle_BCHW = controlled(generator.controlnet, noisy_BCHW, time_B, context_BWC, hint_embedding_BCHW)
+    return cast(
+        Tensor,
+        generator.denoiser(
+            noisy_BCHW,
+            time_B,
+            context_BWC,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=middle_BCHW,
+        ),
+    )
+
+
+def controlled(
+    controlnet: ControlNet, noisy_BCHW: Tensor, time_B: Tensor, context_BWC: Tensor, hint_embedding_BCHW: Tensor
+) -> tuple[list[Tensor], Tensor]:
+    """ControlNet.forward from the hint's embedding on: MONAI's embeds the hint anew at each step.
+
+    Returns what is added to the denoiser's skips and to its middle.
+    """
+    from monai.networks.nets.diffusion_model_unet import get_timestep_embedding
+
+    embedded_BE = controlnet.time_embed(get_timestep_embedding(time_B, controlnet.block_out_channels[0]))
+    hidden_BCHW = controlnet.conv_in(noisy_BCHW) + hint_embedding_BCHW
+    skips = [hidden_BCHW]
+    for block in controlnet.down_blocks:
+        hidden_BCHW, further = block(hidden_states=hidden_BCHW, temb=embedded_BE, context=context_BWC)
+        skips.extend(further)
+    hidden_BCHW = controlnet.middle_block(hidden_states=hidden_BCHW, temb=embedded_BE, context=context_BWC)
+    down = [joint(skip) for joint, skip in zip(controlnet.controlnet_down_blocks, skips, strict=True)]
+    return down, controlnet.controlnet_mid_block(hidden_BCHW)
+
+
+def times_of(sampler: str, steps: int) -> Tensor:
+    """(steps,) times at which the networks are called, from noise to image: int64 for ddim and dpm, float32 for
+    rflow."""
+    if sampler == "rflow":
+        return torch.linspace(TIMES, 0, steps + 1)[:-1]
+    if sampler == "dpm":
+        return torch.linspace(TIMES - 1, 0, steps + 1)[:-1].round().long()
+    return torch.linspace(TIMES - 2, 0, steps).round().long() + 1
+
+
+def sample(
+    generator: Generator,
+    hint_BCHW: Tensor,
+    token_BW: Tensor,
+    draw: DrawConfig,
+    prediction: Prediction,
+    seeds: Sequence[int],
+    *,
+    machine: MachineConfig | None = None,
+) -> Tensor:
+    """Images (B, C, H, W) in [0, 1], float32, on the generator's device; weights and modes are as before.
+
+    `machine` tells precision and memory order; where the networks are is the caller's choice (`placed`).
+    """
+    assert (prediction == "velocity") == (draw.sampler == "rflow"), (prediction, draw.sampler)
+    machine = machine or MachineConfig()
+    device = generator.latents.scale.device
+    memory_format = torch.channels_last if machine.channels_last else torch.contiguous_format
+    hint_BCHW = hint_BCHW.to(device=device, memory_format=memory_format)
+    latent_BCHW = noise_of(seeds, generator.latent_shape).to(device=device, memory_format=memory_format)
+    with (
+        torch.inference_mode(),
+        torch.autocast(device.type, torch.bfloat16, enabled=machine.precision == "bfloat16"),
+    ):
+        denoise = guided(generator, hint_BCHW, token_BW.to(device), draw.guidance)
+        latent_BCHW = SOLVERS[draw.sampler](denoise, latent_BCHW, draw.steps)
+        image_BCHW = generator.decode(latent_BCHW).float()
+    return image_BCHW.clone()  # outside of inference_mode: one that training may read
+
+
+def sample_all(
+    generator: Generator,
+    hint_NCHW: Tensor,
+    token_NW: Tensor,
+    draw: DrawConfig,
+    prediction: Prediction,
+    seeds: Sequence[int],
+    *,
+    machine: MachineConfig | None = None,
+    batch_size: int = BATCH_SIZE,
+) -> Iterator[Tensor]:
+    """The same for any number, batch by batch in their order, on the CPU: memory is that of one batch, and the caller
+    keeps what is drawn and tells how far it is."""
+    for start in range(0, len(seeds), batch_size):
+        rows = slice(start, start + batch_size)
+        image_BCHW = sample(generator, hint_NCHW[rows], token_NW[rows], draw, prediction, seeds[rows], machine=machine)
+        yield image_BCHW.cpu()
+
+
+def noise_of(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
+    """Standard normal (B, *shape) on the CPU, each image's from its own seed."""
+    return torch.stack([torch.randn(shape, generator=seeded(seed, "draw")) for seed in seeds])
+
+
+def guided(generator: Generator, hint_BCHW: Tensor, token_BW: Tensor, guidance: float) -> Denoise:
+    """The networks as a function of noisy latents and their times; prompts and hints are embedded once."""
+    embedding_BCHW = generator.hint_embedding(hint_BCHW)
+    context_BWC = generator.prompts(token_BW)
+    if guidance == 1:
+        return lambda noisy_BCHW, time_B: predicted(generator, noisy_BCHW, time_B, context_BWC, embedding_BCHW).float()
+    null_BWC = generator.prompts(torch.full_like(token_BW, NULL))
+    both_BWC, twice_BCHW = torch.cat([null_BWC, context_BWC]), torch.cat([embedding_BCHW] * 2)
+
+    def denoise(noisy_BCHW: Tensor, time_B: Tensor) -> Tensor:
+        told = predicted(generator, torch.cat([noisy_BCHW] * 2), torch.cat([time_B] * 2), both_BWC, twice_BCHW)
+        null_BCHW, prompted_BCHW = told.float().chunk(2)
+        return torch.lerp(null_BCHW, prompted_BCHW, guidance)
+
+    return denoise
+
+
+def ddim(denoise: Denoise, latent_BCHW: Tensor, steps: int) -> Tensor:
+    """Equation 12 of the paper with sigma = 0. The time stepped to is, as in MONAI, 1000 // steps below."""
+    for time in times_of("ddim", steps).tolist():
+        time_B = latent_BCHW.new_full((len(latent_BCHW),), time, dtype=torch.int64)
+        noise_BCHW = denoise(latent_BCHW, time_B)
+        clean_BCHW = clean_estimate(latent_BCHW, noise_BCHW, time_B, "noise")
+        kept = float(kept_T()[max(time - TIMES // steps, 0)])
+        latent_BCHW = kept**0.5 * clean_BCHW + (1 - kept) ** 0.5 * noise_BCHW
+    return latent_BCHW
+
+
+def dpm(denoise: Denoise, latent_BCHW: Tensor, steps: int) -> Tensor:
+    """Algorithm 2 of the paper; the first step is of first order, and the last ends at the clean estimate."""
+    times = times_of("dpm", steps)
+    kept = kept_T()[times].double()
+    signal, noise = kept.sqrt().tolist(), (1 - kept).sqrt().tolist()
+    half_log_snr = (0.5 * (kept / (1 - kept)).log()).tolist()
+    before_BCHW = latent_BCHW
+    for step, time in enumerate(times.tolist()):
+        time_B = latent_BCHW.new_full((len(latent_BCHW),), time, dtype=torch.int64)
+        clean_BCHW = clean_estimate(latent_BCHW, denoise(latent_BCHW, time_B), time_B, "noise")
+        if step == steps - 1:
+            return clean_BCHW
+        width = half_log_snr[step + 1] - half_log_snr[step]
+        ahead_BCHW = clean_BCHW
+        if step:
+            share = width / (2 * (half_log_snr[step] - half_log_snr[step - 1]))
+            ahead_BCHW = clean_BCHW + share * (clean_BCHW - before_BCHW)
+        ratio = noise[step + 1] / noise[step]
+        # alpha (1 - exp(-h)) with exp(-h) = (sigma' / alpha') / (sigma / alpha)
+        moved = signal[step + 1] - ratio * signal[step]
+        latent_BCHW, before_BCHW = ratio * latent_BCHW + moved * ahead_BCHW, clean_BCHW
+    return latent_BCHW
+
+
+def rflow(denoise: Denoise, latent_BCHW: Tensor, steps: int) -> Tensor:
+    """dz/ds is the velocity; from s = 1 to 0."""
+    for time in times_of("rflow", steps).tolist():
+        time_B = latent_BCHW.new_full((len(latent_BCHW),), time)
+        latent_BCHW = latent_BCHW - denoise(latent_BCHW, time_B) / steps
+    return latent_BCHW
+
+
+SOLVERS: dict[str, Callable[[Denoise, Tensor, int], Tensor]] = {"ddim": ddim, "dpm": dpm, "rflow": rflow}
