@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from shared.enhance.networks import build_enhancer
 from shared.errors import ConfigError
 from shared.recognise.networks import build_recogniser
 from shared.recognise.saliency import bridge_of
+
+if TYPE_CHECKING:
+    from shared.generate.networks import Generator
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,7 +83,7 @@ def _critic(campaign: CampaignConfig) -> nn.Module:
     return build_critic(campaign.objective.critic, data.channels, data.image_size, campaign.seed)
 
 
-def placed(networks: Networks, machine: MachineConfig) -> torch.device:
+def placed(networks: Networks | Generator, machine: MachineConfig) -> torch.device:
     """Move the networks (in place) to the machine's device and memory format; fixes the number of threads.
 
     The number of threads is part of what makes a run repeat bit for bit: sums are split by thread.

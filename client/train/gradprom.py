@@ -287,7 +287,7 @@ def update(
     _move_enhancer(theta, optimisers.enhancer, d_D, norm_d, steered, campaign.training.clip_norm)
     uphill = torch.dot(flat(theta) - before_D, g_D)
     if r_D is not None:
-        _assign(phi, r_D)
+        assign(phi, r_D)
         optimisers.recogniser.step()
     norm_g = torch.linalg.vector_norm(g_D)
     return StepRecord(
@@ -316,7 +316,7 @@ def _move_enhancer(
         added_D = torch.zeros_like(d_D) if steered is None else steered.added_D * _scale(norm_d, limit)
         optimiser.step(d_D, added_D)
         return
-    _assign(theta, d_D)
+    assign(theta, d_D)
     optimiser.step()
 
 
@@ -376,7 +376,8 @@ def flat(tensors: list[Tensor] | list[nn.Parameter] | tuple[Tensor, ...]) -> Ten
     return torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
 
 
-def _assign(parameters: list[nn.Parameter], gradient_D: Tensor) -> None:
+def assign(parameters: list[nn.Parameter], gradient_D: Tensor) -> None:
+    """Each parameter's `.grad`, out of all of them in one vector."""
     parts = torch.split(gradient_D, [parameter.numel() for parameter in parameters])
     for parameter, part in zip(parameters, parts, strict=True):
         of_shape = part.view(parameter.shape)
