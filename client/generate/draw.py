@@ -1,0 +1,173 @@
+"""A trained generator and a site's training slices in, the site's synthetic images and a report of the guards out.
+
+Each image has the mask of one training slice, its own seed and the prompt of its diagnosis; nothing but the training
+split is drawn from. Batches that were drawn are kept in `folder` under a name that stands for everything they depend on
+(weights, settings, seeds, slices): a drawing that was interrupted goes on where it was, and draws the same.
+
+To calibrate the guard against memorising, some images are drawn from hints of held-out patients too; they are compared,
+and thrown away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from client.dataset import Slices, Synthetic
+from client.generate.asks import Asks, asked, asked_apart
+from client.generate.guards import Segmenter, guarded
+from client.ingest.store import write_array
+from shared.config import CampaignConfig, MachineConfig, to_dict, without_places
+from shared.generate.hints import hint_of
+from shared.generate.networks import Generator, parts_arrays
+from shared.generate.prompts import prompt_tokens
+from shared.generate.sampling import BATCH_SIZE, sample
+from shared.networks import placed
+from shared.weights import arrays_digest
+
+OnProgress = Callable[[int, int], None]
+MOST_HELD_OUT = 128
+"""Images drawn from held-out patients, at most: the guard needs a median of them."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawn:
+    """What may be used, and how that was decided."""
+
+    synthetic: Synthetic
+    report: Mapping[str, Any]
+    """Plain JSON values; client/generate/guards.py names them. `refused`: nothing may be used, for `reason`."""
+
+
+def draw_synthetic(
+    generator: Generator,
+    train: Slices,
+    campaign: CampaignConfig,
+    machine: MachineConfig,
+    *,
+    site: str,
+    held_out: Slices | None = None,
+    segmenter: Segmenter | None = None,
+    folder: Path | None = None,
+    on_progress: OnProgress | None = None,
+) -> Drawn:
+    """The site's synthetic images, guarded; `on_progress(done, total)` counts images.
+
+    `held_out`: slices that no site trained the generator with (the validation split). `segmenter` judges masks; where
+    it is needed (draw.keep < 1) and not given, one is trained on the site's training slices. A site that has no mask in
+    a campaign with masks gets no image.
+    """
+    asks, notes = asked(train, campaign)
+    apart = asked_apart(held_out, campaign, MOST_HELD_OUT) if held_out is not None and len(asks) else _nothing()
+    total = len(asks) + len(apart)
+
+    def advance(done: int) -> None:
+        if on_progress is not None:
+            on_progress(done, total)
+
+    digest = generator_digest(generator)
+    image_SCHW = _drawn(generator, digest, train, asks, campaign, machine, folder, advance)
+    pairs = None
+    if held_out is not None and len(apart):
+
+        def advance_further(done: int) -> None:
+            advance(len(asks) + done)
+
+        drawn_MCHW = _drawn(generator, digest, held_out, apart, campaign, machine, folder, advance_further)
+        pairs = drawn_MCHW, held_out.clean_NCHW
+    used_S, report = guarded(image_SCHW, asks, train, campaign, machine, site=site, held_out=pairs, segmenter=segmenter)
+    synthetic = Synthetic(image_SCHW[used_S], asks.source_S[used_S], asks.diagnosis_S[used_S])
+    return Drawn(synthetic, {**report, "notes": list(notes), "generator": digest})
+
+
+def _nothing() -> Asks:
+    none_S = torch.zeros(0, dtype=torch.int64)
+    return Asks(none_S, none_S, none_S.bool(), ())
+
+
+def conditions(
+    generator: Generator, slices: Slices, asks: Asks, campaign: CampaignConfig, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """(hint_BCHW, token_BW) of what is asked for, as the ControlNet learnt them."""
+    image_BCHW = slices.clean_NCHW[asks.source_S].to(device)
+    mask_BHW = slices.mask_NHW[asks.source_S].long().to(device)
+    with torch.inference_mode():
+        hint_BCHW = hint_of(
+            campaign.generate, image_BCHW, mask_BHW, len(campaign.data.masks), generator.hed,
+            relabelled_B=asks.relabelled_S.to(device),
+        )  # fmt: skip
+    acquired = [slices.acquired[int(source)] for source in asks.source_S] if slices.acquired else []
+    return hint_BCHW, prompt_tokens(campaign, acquired, asks.diagnosis_S)
+
+
+def generator_digest(generator: Generator) -> str:
+    """SHA-256 over all weights of a generator."""
+    return arrays_digest(parts_arrays(generator, generator.all))
+
+
+def _drawn(
+    generator: Generator,
+    digest: str,
+    slices: Slices,
+    asks: Asks,
+    campaign: CampaignConfig,
+    machine: MachineConfig,
+    folder: Path | None,
+    advance: Callable[[int], None],
+) -> Tensor:
+    """All that is asked for, batch by batch, on the CPU."""
+    device = placed(generator, machine)
+    parts = [slices.clean_NCHW[:0].float()]
+    done = 0
+    for start in range(0, len(asks), BATCH_SIZE):
+        batch = asks.rows(slice(start, start + BATCH_SIZE))
+        path = None if folder is None else folder / f"{_batch_digest(digest, slices, batch, campaign)}.npy"
+        image_BCHW = _kept(path, (len(batch), *slices.clean_NCHW.shape[1:]))
+        if image_BCHW is None:
+            hint_BCHW, token_BW = conditions(generator, slices, batch, campaign, device)
+            generate = campaign.generate
+            image_BCHW = sample(
+                generator, hint_BCHW, token_BW, generate.draw, generate.prediction, batch.seeds, machine=machine
+            ).cpu()
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_array(path, image_BCHW.numpy())
+        parts.append(image_BCHW)
+        done += len(batch)
+        advance(done)
+    return torch.cat(parts)
+
+
+def _kept(path: Path | None, shape: tuple[int, ...]) -> Tensor | None:
+    """A batch that was drawn before; None where it has to be drawn, also where the file is damaged."""
+    if path is None:
+        return None
+    try:
+        image_BCHW = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    whole = image_BCHW.shape == shape and image_BCHW.dtype == np.float32 and np.isfinite(image_BCHW).all()
+    return torch.from_numpy(image_BCHW) if whole else None
+
+
+def _batch_digest(digest: str, slices: Slices, asks: Asks, campaign: CampaignConfig) -> str:
+    """Of all that the images of one batch depend on."""
+    generate = without_places({"generate": to_dict(campaign.generate)})["generate"]
+    for other in ("phase", "ema", "autoencoder", "denoiser", "controlnet", "start", "task"):  # of training alone
+        generate.pop(other, None)
+    for other in ("variants", "classes", "keep", "memorised_share"):
+        del generate["draw"][other]
+    acquired = [slices.acquired[int(source)] for source in asks.source_S] if slices.acquired else []
+    content = hashlib.sha256(json.dumps([digest, generate, acquired, asks.seeds], sort_keys=True).encode())
+    for values in (slices.clean_NCHW[asks.source_S], slices.mask_NHW[asks.source_S], asks.diagnosis_S):
+        content.update(values.contiguous().numpy().tobytes())
+    content.update(asks.relabelled_S.numpy().tobytes())
+    return content.hexdigest()[:32]
