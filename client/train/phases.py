@@ -1,0 +1,397 @@
+"""One round, or all phases, of a generator's training at one place: networks and slices in, moved weights out.
+
+A straight loop, like that of client/train/local.py, and under its rules: everything random comes from (campaign.seed,
+site, round, phase), so the same inputs give the same weights to the last bit; a federated site starts every round with
+a fresh optimiser, a comparator hands its state on; a step that does not fit in a GPU's memory is repeated in micro
+batches of half the size. Nothing is compiled here, whatever machine.compile says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+
+from client.dataset import Slices
+from client.train import gradprom
+from client.train import shown as shown_to
+from client.train.emitdiff import LOSSES, Found, gradients, trained_part
+from client.train.local import CHECK_EVERY, learning_rate
+from client.train.optimiser import Optimiser
+from client.train.shown import Latents, Pictures
+from client.train.taskdriven import both_gradients, labels_of_early, steered, task_recogniser
+from shared.config import CampaignConfig, MachineConfig, StrategyConfig
+from shared.errors import ConfigError
+from shared.generate.average import averaged
+from shared.generate.networks import (
+    TRAINED,
+    Generator,
+    build_generator,
+    load_parts,
+    parts_arrays,
+    start_controlnet,
+)
+from shared.images.quality import psnr_db_B
+from shared.metrics import moments
+from shared.networks import placed
+from shared.types import Metrics
+
+JUDGED_TIMES = 2
+"""Times at which each image is judged: one in each half of the schedule."""
+
+OnStep = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PhaseState:
+    """What a comparator keeps between the rounds of one phase; it belongs to the generator that it was made with."""
+
+    optimiser: Optimiser
+    micro_size: int
+    """Images at a time; below the batch size once memory ran out."""
+
+
+def train_phase(
+    generator: Generator,
+    slices: Slices,
+    campaign: CampaignConfig,
+    machine: MachineConfig,
+    *,
+    site: str,
+    round: int,
+    steps: int,
+    state: PhaseState | None = None,
+    on_step: OnStep | None = None,
+) -> tuple[Mapping[str, float], PhaseState]:
+    """Train what the campaign's phase trains, in place, for `steps` steps of 1-based `round`; the rest is frozen.
+
+    The record holds loss (mean over steps), learning_rate (last), samples and seconds; with generate.task in the
+    ControlNet's phase loss_task, gate_open_rate, mean_cosine and added_share (|what the task added| / |g|) too.
+    `on_step(done, steps)` is called after each step. Raises DataError if a loss or gradient is not finite (no weights
+    must leave then), ConfigError if not even one image fits in memory.
+    """
+    span = ((round - 1) / campaign.rounds.rounds, 1 / campaign.rounds.rounds)
+    return _train(
+        generator, slices, campaign, machine, ("site", site, "round", round), site, steps, span, state, on_step
+    )
+
+
+def _train(
+    generator: Generator,
+    slices: Slices,
+    campaign: CampaignConfig,
+    machine: MachineConfig,
+    purpose: tuple[str | int, ...],
+    site: str,
+    steps: int,
+    span: tuple[float, float],
+    state: PhaseState | None,
+    on_step: OnStep | None,
+) -> tuple[Mapping[str, float], PhaseState]:
+    """`span`: where on the schedule, in [0, 1), these steps begin, and how much of it they are."""
+    began = time.perf_counter()
+    recogniser = _recogniser(slices, campaign, machine, site)
+    device = placed(generator, machine)
+    part = trained_part(generator, campaign.generate.phase)
+    theta = gradprom.trained(part)
+    state = state or PhaseState(gradprom.make_optimiser(part, campaign), campaign.training.batch_size)
+    start_D = gradprom.flat(theta) if campaign.strategy.kind == "fedprox" else None
+    rngs = shown_to.randoms(campaign, *purpose)
+    records: list[_Step] = []
+    rate, drawn = 0.0, 0
+    for step, shown in enumerate(_batches(generator, slices, campaign, machine, steps, rngs)):
+        rate = state.optimiser.learning_rate = learning_rate(campaign, span[0] + span[1] * step / steps)
+        drawn += shown_to.size_of(shown)
+        batch = shown_to.moved(shown, device, channels_last=machine.channels_last)
+        found, micro_size = _gradients(generator, theta, campaign, machine, batch, recogniser, state.micro_size)
+        state = replace(state, micro_size=micro_size)
+        check = device.type == "cpu" or step % CHECK_EVERY == 0
+        records.append(_update(theta, state.optimiser, found, campaign, start_D, check=check))
+        if on_step is not None:
+            on_step(step + 1, steps)
+    gradprom.require_finite(torch.stack([record.finite for record in records]).all())
+    spent = {"learning_rate": rate, "samples": float(drawn), "seconds": time.perf_counter() - began}
+    return {**_means(records), **spent}, state
+
+
+def _recogniser(slices: Slices, campaign: CampaignConfig, machine: MachineConfig, site: str) -> nn.Module | None:
+    """None where no task steers: the step is then the plain one."""
+    generate = campaign.generate
+    wanted = generate.phase == "controlnet" and generate.task.weight > 0
+    return task_recogniser(slices, campaign, machine, site) if wanted else None
+
+
+def _batches(
+    generator: Generator,
+    slices: Slices,
+    campaign: CampaignConfig,
+    machine: MachineConfig,
+    steps: int,
+    rngs: shown_to.Randoms,
+) -> Iterator[Pictures | Latents]:
+    order = shown_to.order(len(slices), campaign.training.batch_size, steps, rngs["order"])
+    if campaign.generate.phase in ("edges", "autoencoder"):
+        for chosen_B in order:
+            yield shown_to.draw_pictures(generator, slices, chosen_B, campaign, rngs)
+        return
+    tables = shown_to.tables_of(generator, slices, campaign, machine, mirrored=campaign.training.augment)
+    for chosen_B in order:
+        yield shown_to.draw_latents(tables, slices, chosen_B, campaign, rngs)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Step:
+    """0-dim tensors on the device."""
+
+    loss: Tensor
+    finite: Tensor
+    task: Mapping[str, Tensor]
+
+
+def _gradients(
+    generator: Generator,
+    theta: list[nn.Parameter],
+    campaign: CampaignConfig,
+    machine: MachineConfig,
+    batch: Pictures | Latents,
+    recogniser: nn.Module | None,
+    micro_size: int,
+) -> tuple[Found, int]:
+    """Of the whole batch, and the size of the parts that it fitted in memory with."""
+    size = shown_to.size_of(batch)
+
+    def of_part(part: Pictures | Latents) -> Found:
+        share = shown_to.size_of(part) / size
+        if recogniser is None:
+            return gradients(generator, theta, campaign.generate, part, share)
+        assert isinstance(part, Latents)
+        assert isinstance(batch, Latents)
+        return both_gradients(generator, recogniser, theta, campaign, part, share, labels_of_early(batch))
+
+    def sum_of_parts() -> Found | None:
+        device = batch.noise_BCHW.device
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=machine.precision == "bfloat16")
+        with contextlib.suppress(torch.OutOfMemoryError), autocast:
+            return reduce(operator.add, [of_part(part) for part in shown_to.parts(batch, micro_size)])
+        return None
+
+    # The retry is outside of the function that failed: its frame would keep the failed step's tensors alive.
+    while (total := sum_of_parts()) is None:
+        if micro_size == 1:
+            raise ConfigError("one image does not fit in the device's memory; choose generate.size=S or device=cpu")
+        micro_size = max(1, min(micro_size, size) // 2)
+        if batch.noise_BCHW.device.type == "cuda":
+            torch.cuda.empty_cache()
+    return total, micro_size
+
+
+def _update(
+    theta: list[nn.Parameter],
+    optimiser: Optimiser,
+    found: Found,
+    campaign: CampaignConfig,
+    start_D: Tensor | None,
+    *,
+    check: bool,
+) -> _Step:
+    """Pull back (FedProx), gate, clip, step. With `check`, raises DataError before anything moves."""
+    g_D = found.g_D
+    if start_D is not None:
+        g_D = g_D + campaign.strategy.proximal_mu * (gradprom.flat(theta) - start_D)
+    d_D, task = g_D, dict[str, Tensor]()
+    finite = torch.isfinite(found.loss)
+    if found.v_D is not None and found.task_loss is not None:
+        steer = steered(replace(found, g_D=g_D), campaign, [parameter.numel() for parameter in theta])
+        d_D = steer.d_D
+        finite = finite & torch.isfinite(found.v_D).all()
+        added = torch.linalg.vector_norm(steer.added_D) / torch.linalg.vector_norm(g_D).clamp(min=_TINY)
+        task = {"loss_task": found.task_loss, "gate_open_rate": steer.gate_open, "mean_cosine": steer.cosine,
+                "added_share": added}  # fmt: skip
+    d_D, norm_d = gradprom.clipped(d_D, campaign.training.clip_norm)
+    finite = finite & torch.isfinite(norm_d)
+    if check:
+        gradprom.require_finite(finite)
+    gradprom.assign(theta, d_D)
+    optimiser.step()
+    return _Step(found.loss, finite, task)
+
+
+_TINY = torch.finfo(torch.float32).tiny
+
+
+def _means(records: list[_Step]) -> dict[str, float]:
+    means = {"loss": float(torch.stack([record.loss for record in records]).mean())}
+    for name in records[0].task:
+        means[name] = float(torch.stack([record.task[name] for record in records]).mean())
+    return means
+
+
+def evaluate_phase(generator: Generator, slices: Slices, campaign: CampaignConfig, machine: MachineConfig) -> Metrics:
+    """Moments over images of what the campaign's phase is about; weights and modes are as before when it returns.
+
+    edges        edges.loss
+    autoencoder  autoencoder.psnr_db and .l1 of the image decoded from its latents' mean, latents.square: the mean
+                 of the squares of the latents, before they are scaled
+    denoiser     denoiser.loss: mean over JUDGED_TIMES times, with a noise of the image's own
+    controlnet   controlnet.loss: the same, with its hint
+    """
+    device = placed(generator, machine)
+    columns: dict[str, list[Tensor]] = {}
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=machine.precision == "bfloat16")
+    with _judging(generator), torch.no_grad(), autocast:
+        for chosen_B in torch.split(torch.arange(len(slices)), shown_to.BATCH_SIZE):
+            for name, values_B in _judged(generator, slices, chosen_B, campaign, machine, device).items():
+                columns.setdefault(name, []).append(values_B.cpu())
+    return {name: moments(torch.cat(values).double().numpy()) for name, values in columns.items()}
+
+
+@contextlib.contextmanager
+def _judging(generator: Generator) -> Iterator[None]:
+    modes = [(network, network.training) for network in generator.all.values()]
+    try:
+        for network, _ in modes:
+            network.eval()
+        yield
+    finally:
+        for network, training in modes:
+            network.train(training)
+
+
+def _judged(
+    generator: Generator,
+    slices: Slices,
+    chosen_B: Tensor,
+    campaign: CampaignConfig,
+    machine: MachineConfig,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    generate, phase = campaign.generate, campaign.generate.phase
+    if phase == "autoencoder":
+        return _reconstructed(generator, slices.clean_NCHW[chosen_B].to(device))
+    batches: Sequence[Pictures | Latents]
+    if phase == "edges":
+        as_they_are = replace(campaign, training=replace(campaign.training, augment=False))
+        rngs = shown_to.randoms(campaign, "evaluation")
+        batches = [shown_to.draw_pictures(generator, slices, chosen_B, as_they_are, rngs)]
+    else:
+        tables = shown_to.tables_of(generator, slices, campaign, machine, mirrored=False)
+        batches = shown_to.judged_latents(tables, slices, chosen_B, campaign, JUDGED_TIMES)
+    moved = [shown_to.moved(batch, device, channels_last=machine.channels_last) for batch in batches]
+    return {f"{phase}.loss": torch.stack([LOSSES[phase](generator, generate, batch) for batch in moved]).mean(0)}
+
+
+def _reconstructed(generator: Generator, image_BCHW: Tensor) -> dict[str, Tensor]:
+    mean_BCHW, _ = generator.autoencoder.encode(generator.unshuffled(image_BCHW))
+    decoded_BCHW = generator.shuffled(generator.autoencoder.decode(mean_BCHW)).float().clamp(0, 1)
+    return {
+        "autoencoder.psnr_db": psnr_db_B(image_BCHW, decoded_BCHW),
+        "autoencoder.l1": (decoded_BCHW - image_BCHW).abs().mean((1, 2, 3)),
+        "latents.square": mean_BCHW.float().square().mean((1, 2, 3)),
+    }
+
+
+def finetune(
+    generator: Generator,
+    slices: Slices,
+    campaign: CampaignConfig,
+    machine: MachineConfig,
+    *,
+    site: str,
+    on_step: OnStep | None = None,
+) -> Mapping[str, float]:
+    """The ControlNet on a site's own slices, in place, for generate.finetune_steps steps before the site draws; the
+    record of a round, or {} for no steps. A ControlNet that was never trained starts as a copy of the denoiser."""
+    steps = campaign.generate.finetune_steps
+    if not steps:
+        return {}
+    if untrained(generator):
+        start_controlnet(generator)
+    here = replace(campaign.in_phase("controlnet"), strategy=StrategyConfig(kind="fedavg"))
+    record, _ = _train(
+        generator, slices, here, machine, ("site", site, "finetune"), site, steps, (0.0, 1.0), None, on_step
+    )
+    return record
+
+
+def untrained(generator: Generator) -> bool:
+    """The ControlNet's joints to the denoiser are all 0, as they start."""
+    joints = (generator.controlnet.controlnet_down_blocks, generator.controlnet.controlnet_mid_block)
+    return not any(bool(parameter.any()) for joint in joints for parameter in joint.parameters())
+
+
+def trained_generator(
+    campaign: CampaignConfig,
+    slices: Slices,
+    machine: MachineConfig,
+    *,
+    name: str,
+    on_step: OnStep | None = None,
+    local_to: Slices | None = None,
+    sites: int = 1,
+) -> tuple[Generator, Mapping[str, list[Mapping[str, float]]]]:
+    """A generator that learns in one place: its phases in a row, and the records of their rounds.
+
+    As a federation does it but for what is one place's: one optimiser from a phase's first round to its last, and the
+    scale of latents comes from `slices`. `sites`: a pooled comparator takes the steps that so many sites take together.
+    `local_to`: the slices on which the ControlNet is fine-tuned at the end (generate.finetune_steps). `on_step(done,
+    all)` counts the steps of all phases.
+    """
+    generator = build_generator(campaign)
+    records: dict[str, list[Mapping[str, float]]] = {}
+    rounds = {phase: campaign.in_phase(phase) for phase in campaign.generate.phases}
+    total = sites * sum(each.rounds.rounds * each.training.local_steps for each in rounds.values())
+    done = 0
+    for phase, here in rounds.items():
+        if phase == "controlnet" and untrained(generator):
+            start_controlnet(generator)
+        steps = sites * here.training.local_steps
+        count = None if on_step is None else _counted(on_step, done, total)
+        records[phase] = _all_rounds(generator, slices, here, machine, name, steps, count)
+        done += here.rounds.rounds * steps
+        if phase == "autoencoder":
+            _set_scale(generator, evaluate_phase(generator, slices, here, machine))
+    if local_to is not None:
+        finetune(generator, local_to, campaign, machine, site=name)
+    return generator, records
+
+
+def _all_rounds(
+    generator: Generator,
+    slices: Slices,
+    campaign: CampaignConfig,
+    machine: MachineConfig,
+    name: str,
+    steps: int,
+    on_step: Callable[[int], OnStep] | None,
+) -> list[Mapping[str, float]]:
+    """One phase; it ends with the moving average of its rounds' weights, as at a coordinator."""
+    alone = replace(campaign, strategy=StrategyConfig(kind="fedavg"))
+    state, average, records = None, None, []
+    parts, decay = TRAINED[campaign.generate.phase], campaign.generate.ema
+    for round in range(1, campaign.rounds.rounds + 1):
+        told = None if on_step is None else on_step((round - 1) * steps)
+        record, state = train_phase(
+            generator, slices, alone, machine, site=name, round=round, steps=steps, state=state, on_step=told
+        )
+        records.append(record)
+        average = averaged(average, parts_arrays(generator, parts), round, decay)
+    assert average is not None
+    load_parts(generator, average, parts)
+    return records
+
+
+def _counted(on_step: OnStep, before: int, total: int) -> Callable[[int], OnStep]:
+    return lambda rounds_before: lambda step, _: on_step(before + rounds_before + step, total)
+
+
+def _set_scale(generator: Generator, metrics: Metrics) -> None:
+    """1 / root of the latents' mean square over images."""
+    square = metrics["latents.square"].mean
+    with torch.no_grad():
+        generator.latents.scale.fill_(square**-0.5)
