@@ -25,6 +25,11 @@ class SiteSetup:
     approved: Mapping[str, Path]
     """Digest of each approved campaign -> the site's own copy of its file."""
 
+    @property
+    def generators(self) -> Path:
+        """Where generators that arrived are kept: a folder beside the store."""
+        return self.store.with_name(self.store.name + "-generators")
+
 
 def load_site(path: Path) -> SiteSetup:
     """Read a site's folder by its `site.json`; raises ConfigError, DataError or RefusedError in one line."""

@@ -6,6 +6,10 @@ round that the campaign does not have.
 
 The data set and the networks of a campaign stay in this process between rounds; nothing else does, so that a site that
 was killed, or runs each round in a new process, learns the same. Torch is imported when the first plan is answered.
+
+In a campaign with a generator (shared/generate) the handshake brings the networks that a phase does not train, which
+the site keeps on disk (client/generators.py); a round refers to them by a digest. In its last phase, `train`, the
+site's training images have synthetic ones beside them, drawn by the site at its first round of the phase.
 """
 
 from __future__ import annotations
@@ -19,38 +23,51 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from client.generation import forget_synthetic, load_frozen, receive, training_slices
+from client.generators import generator_folder, keep
 from client.site import SiteSetup
-from shared.config import CampaignConfig, campaign_digest, load_campaign
+from shared.config import CampaignConfig, agreed_phase, campaign_digest, load_campaign
 from shared.errors import RefusedError
 from shared.events import SiteStep
 from shared.types import Arrays, Plan, SiteCard, Update
 
 if TYPE_CHECKING:
     from client.dataset import SiteData
+    from shared.generate.networks import Generator
     from shared.networks import Networks
 
 OnStep = Callable[[SiteStep], None]
+Told = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Opened:
     """A campaign at this site, ready to work: kept between rounds."""
 
+    agreed: CampaignConfig
+    """As the site approved it."""
     campaign: CampaignConfig
+    """The phase of it that rounds are in; the same where there are no phases."""
     data: SiteData
-    networks: Networks
+    networks: Networks | Generator
     architecture_digest: str
+    """Of what travels."""
 
 
 def answer(plan: Plan, setup: SiteSetup, *, on_step: OnStep | None = None) -> SiteCard | Update:
     """Do what the plan says; raises RefusedError or DataError, whose text may cross the site's border."""
     opened = _opened(setup, plan.config_digest)
     if plan.action == "handshake":
+        if plan.frozen_digest:
+            receive(plan, setup.generators, opened.agreed, opened.campaign)
         return SiteCard(
             setup.name, plan.config_digest, opened.architecture_digest, version("wardround"), dict(opened.data.counts)
         )
     _check_plan(plan, opened)
-    return _round(plan, setup, opened, on_step)
+    told = partial(_step_done, on_step, setup.name, plan.round) if on_step else None
+    if opened.campaign.generates:
+        return _phase_round(plan, setup, opened, told)
+    return _round(plan, setup, opened, told)
 
 
 def _check_plan(plan: Plan, opened: Opened) -> None:
@@ -65,30 +82,62 @@ def _check_plan(plan: Plan, opened: Opened) -> None:
         raise RefusedError(f"the approved campaign has {rounds} rounds; expected 1 to {last}, got round {plan.round}")
 
 
-def _round(plan: Plan, setup: SiteSetup, opened: Opened, on_step: OnStep | None) -> Update:
+def _round(plan: Plan, setup: SiteSetup, opened: Opened, told: Told | None) -> Update:
     from client.evaluate import evaluate, summarise
     from client.train.local import added_change, train_round
+    from shared.networks import Networks
     from shared.weights import PARTS, difference, load_arrays, to_arrays
 
     campaign, data, networks = opened.campaign, opened.data, opened.networks
+    assert isinstance(networks, Networks)
     load_arrays(networks, plan.weights)
     evaluation = summarise(evaluate(networks, data.test, campaign, setup.machine))
     if plan.action == "evaluate":
         return Update(setup.name, plan.round, 0, {}, {}, evaluation)
     training, state = train_round(
         networks,
-        data.train,
+        training_slices(plan, setup, opened.agreed, opened.campaign, data.train),
         campaign,
         setup.machine,
         site=setup.name,
         round=plan.round,
         steps=campaign.training.local_steps,
-        on_step=partial(_step_done, on_step, setup.name, plan.round) if on_step else None,
+        on_step=told,
     )
     learned = difference(to_arrays(networks), plan.weights)
     added = _added(learned, added_change(networks, state)) if campaign.strategy.promotion != "none" else {}
     images = {part: int(training[f"images.{part}"]) for part in PARTS if f"images.{part}" in training}
     return Update(setup.name, plan.round, int(training["samples"]), learned, training, evaluation, added, images)
+
+
+def _phase_round(plan: Plan, setup: SiteSetup, opened: Opened, told: Told | None) -> Update:
+    """A round of a generator's phase; with its closing evaluation the site keeps what the phase has trained."""
+    from client.train.phases import evaluate_phase, train_phase
+    from shared.generate.networks import TRAINED, Generator, load_parts, parts_arrays
+    from shared.weights import difference
+
+    campaign, generator = opened.campaign, opened.networks
+    assert isinstance(generator, Generator)
+    phase = campaign.generate.phase
+    assert phase != "all"
+    load_frozen(generator, plan, setup.generators, opened.agreed, phase)
+    load_parts(generator, plan.weights, TRAINED[phase])
+    evaluation = evaluate_phase(generator, opened.data.test, campaign, setup.machine)
+    if plan.action == "evaluate":
+        keep(generator_folder(setup.generators, opened.agreed), opened.agreed, plan.weights)
+        return Update(setup.name, plan.round, 0, {}, {}, evaluation)
+    training, _ = train_phase(
+        generator,
+        opened.data.train,
+        campaign,
+        setup.machine,
+        site=setup.name,
+        round=plan.round,
+        steps=campaign.training.local_steps,
+        on_step=told,
+    )
+    learned = difference(parts_arrays(generator, TRAINED[phase]), plan.weights)
+    return Update(setup.name, plan.round, int(training["samples"]), learned, training, evaluation)
 
 
 def _added(learned: Arrays, change: Arrays) -> Arrays:
@@ -104,11 +153,26 @@ def _step_done(on_step: OnStep, site: str, round: int, step: int, steps: int) ->
 
 
 def _opened(setup: SiteSetup, digest: str) -> Opened:
-    if digest not in setup.approved:
+    file = _file_of(setup, digest)
+    if file is None:
         raise RefusedError(
             f"campaign {digest[:12]} is not approved at {setup.name}; its operator decides: wardround-site approve"
         )
-    return _open(setup.name, setup.store, setup.approved[digest], digest)
+    return _open(setup.name, setup.store, file, digest)
+
+
+def _file_of(setup: SiteSetup, digest: str) -> Path | None:
+    """The approved campaign that `digest` is of, or of a phase of."""
+    if digest in setup.approved:
+        return setup.approved[digest]
+    approved = setup.approved.items()
+    return next((file for whole, file in approved if digest in _phase_digests(file, whole)), None)
+
+
+@lru_cache(maxsize=64)
+def _phase_digests(campaign_file: Path, whole: str) -> tuple[str, ...]:
+    campaign = _campaign(campaign_file, whole)
+    return tuple(campaign_digest(campaign.in_phase(phase)) for phase in campaign.phases)
 
 
 @lru_cache(maxsize=64)
@@ -116,27 +180,47 @@ def _open(site: str, store: Path, campaign_file: Path, digest: str) -> Opened:
     from client.dataset import open_site
     from shared.weights import architecture_digest, to_arrays
 
-    campaign = _campaign(campaign_file, digest)
+    agreed, campaign = _agreed(campaign_file, digest)
     networks = _networks(campaign_file, digest)
-    return Opened(campaign, open_site(store, site, campaign), networks, architecture_digest(to_arrays(networks)))
+    if campaign.generates:
+        from shared.generate.networks import TRAINED, Generator, parts_arrays
+
+        assert isinstance(networks, Generator)
+        travelling = parts_arrays(networks, TRAINED[campaign.generate.phase])
+    else:
+        travelling = to_arrays(networks)  # type: ignore[arg-type]
+    return Opened(agreed, campaign, open_site(store, site, campaign), networks, architecture_digest(travelling))
 
 
 @lru_cache(maxsize=8)
-def _networks(campaign_file: Path, digest: str) -> Networks:
+def _networks(campaign_file: Path, digest: str) -> Networks | Generator:
     """Shared by all simulated sites of a process: every round begins by loading weights into them."""
+    _, campaign = _agreed(campaign_file, digest)
+    if campaign.generates:
+        from shared.generate.networks import build_generator
+
+        return build_generator(campaign)
     from shared.networks import build_networks
 
-    return build_networks(_campaign(campaign_file, digest))
+    return build_networks(campaign)
+
+
+def _agreed(path: Path, digest: str) -> tuple[CampaignConfig, CampaignConfig]:
+    """The campaign of a file, and the phase of it that `digest` is of."""
+    campaign = load_campaign(path)
+    phase = agreed_phase(campaign, digest)
+    if phase is None:
+        raise RefusedError(f"the approved file of campaign {digest[:12]} was changed since; approve it again")
+    return campaign, phase
 
 
 def _campaign(path: Path, digest: str) -> CampaignConfig:
-    campaign = load_campaign(path)
-    if campaign_digest(campaign) != digest:
-        raise RefusedError(f"the approved file of campaign {digest[:12]} was changed since; approve it again")
-    return campaign
+    return _agreed(path, digest)[0]
 
 
 def forget() -> None:
     """Let go of all data sets and networks: a simulation that starts the next campaign calls this."""
     _open.cache_clear()
     _networks.cache_clear()
+    _phase_digests.cache_clear()
+    forget_synthetic()

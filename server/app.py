@@ -20,6 +20,7 @@ from flwr.serverapp import Grid, ServerApp
 from server.about import add_site, write_about
 from server.journal import append_event
 from server.outcome import write_outcome
+from server.phases import run_phases
 from server.rounds import CampaignResult, Run, ignore, run_campaign
 from shared.config import CampaignConfig, load_campaign
 from shared.errors import ConfigError, WardroundError
@@ -73,7 +74,10 @@ def serve(
             start_up_s=clock.start_up_s,
             in_turns=clock.in_turns,
         )
-        result = run_campaign(run, lambda: initial_weights(campaign))
+        if campaign.phases:
+            result = run_phases(run, initial_of_phase)
+        else:
+            result = run_campaign(run, lambda: initial_weights(campaign))
     except WardroundError as error:
         write_outcome(run_dir, error)
         raise
@@ -90,6 +94,31 @@ def initial_weights(campaign: CampaignConfig) -> Arrays:
     from shared.weights import to_arrays
 
     return to_arrays(build_networks(campaign))
+
+
+def initial_of_phase(campaign: CampaignConfig, left: Arrays) -> tuple[Arrays, Arrays]:
+    """What a generator's phase starts with and what it does not train; `left` is what the phases before it have left.
+
+    The ControlNet starts as a copy of the denoiser that was trained.
+    """
+    from shared.generate.networks import (
+        TRAINED,
+        build_generator,
+        frozen_parts,
+        load_parts,
+        parts_arrays,
+        start_controlnet,
+    )
+
+    phase, generator = campaign.generate.phase, build_generator(campaign)
+    trained = tuple(dict.fromkeys(name.partition(".")[0] for name in left))
+    load_parts(generator, left, trained)
+    if "denoiser" in trained and "controlnet" not in trained:
+        start_controlnet(generator)
+    frozen = parts_arrays(generator, frozen_parts(generator, phase))
+    if phase == "train":
+        return initial_weights(campaign), frozen
+    return parts_arrays(generator, TRAINED[phase]), frozen
 
 
 app = ServerApp()

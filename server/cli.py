@@ -118,12 +118,12 @@ def _submit(arguments: argparse.Namespace, *, resume: bool) -> int:
     submitted = submit(coordinator, campaign, sites, resume=resume)
     _OUT.print(f"Campaign {campaign.name} is submitted to {', '.join(submitted.sites)}; files in {submitted.run_dir}")
     with _progress() as progress:
-        bar = progress.add_task("rounds", total=submitted.rounds + 1)
-        progress.update(bar, completed=max(submitted.known, default=0))
+        bar = progress.add_task("rounds", total=submitted.turns)
+        progress.update(bar, completed=len(submitted.known))
 
         def show(record: RoundRecord) -> None:
             progress.console.print(_round_line(record, submitted))
-            progress.update(bar, completed=int(record["round"]))
+            progress.advance(bar)
 
         def tell(event: Mapping[str, Any]) -> None:
             words = in_words(event)
@@ -137,8 +137,10 @@ def _submit(arguments: argparse.Namespace, *, resume: bool) -> int:
 
 def _round_line(record: RoundRecord, submitted: Submitted) -> str:
     """The closing evaluation judges the final weights and is numbered after the last round."""
-    number = int(record["round"])
-    name = f"round {number}" if number <= submitted.rounds else "closing evaluation"
+    from server.records import is_closing
+
+    name = "closing evaluation" if is_closing(record) else f"round {record['round']}"
+    name = f"{record['phase']}, {name}" if "phase" in record else name
     dropped = "; ".join(f"{site} missing: {reason}" for site, reason in record.get("dropped", {}).items())
     line = f"{name}: {len(record['participants'])} of {len(submitted.sites)} sites, {record['seconds']:.1f} s"
     return f"{line}; {dropped}" if dropped else line

@@ -154,5 +154,9 @@ def _digest(campaign: Mapping[str, Any]) -> str:
     """The digest that the sites agreed on: as shared.config.campaign_digest, over the file's own keys."""
     data = {key: value for key, value in campaign["data"].items() if key not in ("root", "test")}
     objective = {key: value for key, value in campaign["objective"].items() if key != "vgg_weights"}
-    text = json.dumps({**campaign, "data": data, "objective": objective}, sort_keys=True, separators=(",", ":"))
+    values = {**campaign, "data": data, "objective": objective}
+    if isinstance(generate := campaign.get("generate"), dict):
+        places = ("hed_weights", "text_encoder", "start")
+        values["generate"] = {key: value for key, value in generate.items() if key not in places}
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

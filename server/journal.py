@@ -62,6 +62,8 @@ def in_words(event: Mapping[str, Any]) -> str | None:
             return f"{site} joined with {counts.get('patients', '?')} patients{_without(counts)}"
         case {"event": "SiteRefused", "site": site, "reason": reason}:
             return f"{site or 'a site'} does not take part: {reason}"
+        case {"event": "PhaseStarted", "phase": phase, "number": number, "phases": phases}:
+            return f"phase {number} of {phases}: {phase}"
         case {"event": "RoundStarted", "round": number, "rounds": rounds, "attempt": attempt, "sites": sites}:
             name = f"round {number}" if number <= rounds else "closing evaluation"
             again = f" (try {attempt})" if attempt > 1 else ""

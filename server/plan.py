@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from shared.checkpoint import FederationState
-from shared.types import Action, Plan
+from shared.types import Action, Arrays, Plan
 
 
-def plan_for(state: FederationState, action: Action, round: int) -> Plan:
-    """A handshake carries no weights; training and evaluation carry those of the state."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Frozen:
+    """What a generator's phase does not train, and its digest (shared.weights.arrays_digest)."""
+
+    arrays: Arrays = field(default_factory=dict)
+    digest: str = ""
+
+
+def plan_for(state: FederationState, action: Action, round: int, frozen: Frozen | None = None) -> Plan:
+    """A handshake carries what the phase does not train, if anything; training and evaluation the state's weights."""
+    frozen = frozen or Frozen()
     return Plan(
         campaign=state.campaign,
         action=action,
         round=round,
         config_digest=state.config_digest,
         architecture_digest=state.architecture_digest,
-        weights={} if action == "handshake" else state.weights,
+        weights=frozen.arrays if action == "handshake" else state.weights,
+        frozen_digest=frozen.digest,
     )

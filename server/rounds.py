@@ -23,7 +23,7 @@ import numpy as np
 
 from server.collect import WeightedSum, check_sender
 from server.membership import WAIT_S, Admission, Members, join, online
-from server.plan import plan_for
+from server.plan import Frozen, plan_for
 from server.records import RoundRecord, read_records, write_records
 from server.strategies import STRATEGIES
 from server.strategies.promotion import promoted
@@ -31,6 +31,7 @@ from shared.checkpoint import FederationState, load_latest, save_round
 from shared.config import CampaignConfig, campaign_digest
 from shared.errors import DataError, PeerError, RefusedError
 from shared.events import CampaignResumed, Event, RoundFailed, RoundFinished, RoundStarted, SiteReplied
+from shared.generate.average import averaged
 from shared.types import Action, Arrays
 from shared.weights import add, architecture_digest, learnt_and_prior, norm
 from shared.wire.link import Failure, Link
@@ -58,6 +59,9 @@ class Run:
     """What the transport itself takes until it can deliver: added to the first join deadline."""
     in_turns: bool = False
     """Sites share one machine's cores: the round's deadline is for each of them, and no grace leaves one behind."""
+    phase: str = ""
+    """Of a campaign with a generator (server/phases.py); stands in its records."""
+    frozen: Frozen = field(default_factory=Frozen)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,12 +82,25 @@ def run_campaign(run: Run, initial: Callable[[], Arrays]) -> CampaignResult:
     while state.round < rounds:
         members, replies = insist(run, members, state, "train", state.round + 1)
         state, record = finish(run.campaign, state, replies)
+        record = {**record, **_phase(run)}
         save_round(run.run_dir / CHECKPOINTS, state, record)
         records = publish(run, records, record)
+    final = ended(run.campaign, state)
     if not records or records[-1]["round"] <= rounds:
-        _, replies = insist(run, members, state, "evaluate", rounds + 1)
-        records = publish(run, records, replies.record())
-    return CampaignResult(state, records)
+        _, replies = insist(run, members, final, "evaluate", rounds + 1)
+        records = publish(run, records, replies.record(**_phase(run)))
+    return CampaignResult(final, records)
+
+
+def ended(campaign: CampaignConfig, state: FederationState) -> FederationState:
+    """The state that the last round leads to: a generator's phase ends with the moving average of its weights."""
+    if not campaign.generates or "ema" not in state.optimiser:
+        return state
+    return replace(state, weights=dict(state.optimiser["ema"]))
+
+
+def _phase(run: Run) -> dict[str, str]:
+    return {"phase": run.phase} if run.phase else {}
 
 
 def begin(run: Run, initial: Callable[[], Arrays]) -> tuple[FederationState, tuple[RoundRecord, ...]]:
@@ -119,11 +136,21 @@ def insist(run: Run, members: Members, state: FederationState, action: Action, n
     for attempt in range(1, attempts + 1):
         try:
             members = admit(run, members, state)
-            return members, attempt_round(run, members, state, action, number, attempt=attempt)
+            replies = attempt_round(run, members, state, action, number, attempt=attempt)
+            return _still_in(run, members, replies), replies
         except PeerError as error:
+            members = _still_in(run, members, None)
             run.on_event(RoundFailed(number, str(error), attempts - attempt))
             reason = str(error)
     raise PeerError(f"round {number} failed {attempts} times; last: {reason}; bring the sites back, then resume")
+
+
+def _still_in(run: Run, members: Members, replies: Replies | None) -> Members:
+    """Where the handshake brings what is frozen, whoever dropped out of the round is asked again: it may have lost it."""
+    if not run.frozen.digest:
+        return members
+    dropped = replies.dropped if replies else {card.site for card in members.cards.values()}
+    return replace(members, cards={peer: card for peer, card in members.cards.items() if card.site not in dropped})
 
 
 def admit(run: Run, members: Members, state: FederationState) -> Members:
@@ -131,7 +158,7 @@ def admit(run: Run, members: Members, state: FederationState) -> Members:
     start_up_s = 0.0 if members.cards else run.start_up_s
     return join(
         run.link,
-        plan_record(plan_for(state, "handshake", state.round + 1)),
+        plan_record(plan_for(state, "handshake", state.round + 1, run.frozen)),
         members,
         Admission(
             state.config_digest,
@@ -191,7 +218,7 @@ def attempt_round(
     absent = {card.site for card in members.cards.values()} - sites.keys()
     replies.dropped.update(dict.fromkeys(absent, "not connected"))
 
-    plan = plan_record(plan_for(state, action, number))
+    plan = plan_record(plan_for(state, action, number, run.frozen))
     names = {peer.id: site for site, peer in sites.items()}
     pending = {ticket: names[peer.id] for ticket, peer in run.link.send(action, plan, list(sites.values())).items()}
     replies.dropped.update(dict.fromkeys(sites.keys() - set(pending.values()), "could not be sent to"))
@@ -267,6 +294,9 @@ def finish(campaign: CampaignConfig, state: FederationState, replies: Replies) -
     assert after.round == replies.round, (after.round, replies.round)
     moved = after.weights | add(prior, prior_change)
     after = replace(after, weights={name: moved[name] for name in state.weights})
+    if campaign.generates and campaign.generate.ema > 0:
+        ema = averaged(state.optimiser.get("ema"), after.weights, after.round, campaign.generate.ema)
+        after = replace(after, optimiser={**after.optimiser, "ema": ema})
     for name, values in after.weights.items():
         if not np.isfinite(values).all():
             raise DataError(

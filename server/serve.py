@@ -15,7 +15,7 @@ from typing import Any
 from server import folder, processes
 from server.folder import Coordinator
 from server.outcome import read_outcome
-from server.records import read_records
+from server.records import all_records, is_closing
 from shared.config import load_campaign
 from shared.errors import ConfigError, RefusedError, WardroundError
 from shared.reach import check_reachable, is_free
@@ -98,14 +98,14 @@ def status(coordinator: Coordinator, now: dt.datetime) -> dict[str, Any]:
 
 def _run(run_dir: Path) -> dict[str, Any]:
     outcome = read_outcome(run_dir)
-    done = read_records(run_dir)
+    done = [record for record in all_records(run_dir) if not is_closing(record)]
     word = "under way or lost" if outcome is None else "completed" if outcome.completed else "failed"
     try:
-        rounds = load_campaign(run_dir / "campaign.json").rounds.rounds
+        rounds = load_campaign(run_dir / "campaign.json").total_rounds
     except WardroundError:
         rounds = None
     return {
-        "rounds_done": min(max((record["round"] for record in done), default=0), rounds or 0),
+        "rounds_done": min(len(done), rounds or 0),
         "rounds": rounds,
         "state": word,
         "reason": outcome.reason if outcome else "",

@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from server import processes
 from server.bundle import write_bundle, write_run_config
 from server.folder import Coordinator
 from server.journal import events_from, size
 from server.outcome import Outcome, read_outcome, remove_outcome
-from server.records import RoundRecord, read_records
+from server.records import RoundRecord, all_records
 from shared.config import CampaignConfig, campaign_digest, load_campaign, save_campaign
 from shared.errors import ConfigError, PeerError, WardroundError
 
@@ -28,15 +28,20 @@ FLOWER_POLL_S = 20.0
 """How often Flower itself is asked: only for a ServerApp that died without a word."""
 
 
+Turn: TypeAlias = tuple[str, int]
+"""(phase or nothing, round)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Submitted:
     """One run under way."""
 
     run_dir: Path
     run_id: str
-    rounds: int
+    turns: int
+    """Rounds of all phases, closing evaluations included."""
     sites: tuple[str, ...]
-    known: frozenset[int] = frozenset()
+    known: frozenset[Turn] = frozenset()
     """Rounds that an earlier run of the same folder has finished."""
     journal: int = 0
     """Where this run's events begin in events.jsonl, in bytes."""
@@ -54,13 +59,13 @@ def submit(
     run_dir.mkdir(parents=True, exist_ok=True)
     save_campaign(campaign, run_dir / "campaign.json")
     remove_outcome(run_dir)
-    known = frozenset(int(record["round"]) for record in read_records(run_dir)) if resume else frozenset()
+    known = frozenset(map(_turn, all_records(run_dir))) if resume else frozenset()
     journal = size(run_dir)
     app = write_bundle(coordinator.flower / "bundles", digest)
     values = write_run_config(app.parent / "run.toml", str(run_dir.relative_to(coordinator.folder)), sites)
     run_id = processes.start_run(coordinator, app, values)
     _record(run_dir, [*_earlier(run_dir), run_id])
-    return Submitted(run_dir, run_id, campaign.rounds.rounds, sites, known, journal)
+    return Submitted(run_dir, run_id, campaign.total_rounds + max(len(campaign.phases), 1), sites, known, journal)
 
 
 def _chosen(coordinator: Coordinator, campaign: CampaignConfig, sites: tuple[str, ...]) -> tuple[str, ...]:
@@ -84,7 +89,7 @@ def _check_folder(run_dir: Path, digest: str, *, resume: bool) -> None:
             raise ConfigError(
                 f"runs/{run_dir.name} belongs to another agreement of the same name; give this campaign another name"
             )
-        if not resume and any((run_dir / "checkpoints").glob("*")):
+        if not resume and any((*run_dir.glob("checkpoints/*"), *run_dir.glob("phases/*/checkpoints/*"))):
             raise ConfigError(
                 f"runs/{run_dir.name} has finished rounds: continue with resume, or move that folder away to start anew"
             )
@@ -142,11 +147,15 @@ def follow(
         time.sleep(POLL_S)
 
 
-def _tell_new(run_dir: Path, seen: set[int], on_round: Callable[[RoundRecord], None]) -> None:
-    for record in read_records(run_dir):
-        if record["round"] not in seen:
-            seen.add(record["round"])
+def _tell_new(run_dir: Path, seen: set[Turn], on_round: Callable[[RoundRecord], None]) -> None:
+    for record in all_records(run_dir):
+        if _turn(record) not in seen:
+            seen.add(_turn(record))
             on_round(record)
+
+
+def _turn(record: RoundRecord) -> Turn:
+    return str(record.get("phase", "")), int(record["round"])
 
 
 def _asked(coordinator: Coordinator, submitted: Submitted) -> Outcome | None:

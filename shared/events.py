@@ -22,6 +22,15 @@ class SiteRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class PhaseStarted:
+    """A campaign with a generator begins phase `number` of `phases`, or goes through it again when it is resumed."""
+
+    phase: str
+    number: int
+    phases: int
+
+
+@dataclass(frozen=True, slots=True)
 class RoundStarted:
     """`round` is rounds + 1 in the closing evaluation; `attempt` counts from 1."""
 
@@ -76,5 +85,13 @@ class CampaignResumed:
 
 
 Event: TypeAlias = (
-    SiteJoined | SiteRefused | RoundStarted | SiteStep | SiteReplied | RoundFailed | RoundFinished | CampaignResumed
+    SiteJoined
+    | SiteRefused
+    | PhaseStarted
+    | RoundStarted
+    | SiteStep
+    | SiteReplied
+    | RoundFailed
+    | RoundFinished
+    | CampaignResumed
 )

@@ -50,7 +50,7 @@ Metrics: TypeAlias = Mapping[str, Moments]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """Coordinator to site: what to do in one round, and the weights to do it with (empty for a handshake)."""
+    """Coordinator to site: what to do in one round, and the weights to do it with."""
 
     campaign: str
     action: Action
@@ -58,6 +58,10 @@ class Plan:
     config_digest: str
     architecture_digest: str
     weights: Arrays = field(default_factory=dict)
+    """Of a handshake in a generator's phase: what the phase does not train. Sites keep it, and it does not travel
+    again."""
+    frozen_digest: str = ""
+    """SHA-256 of what the phase does not train (shared.weights.arrays_digest); empty where there is nothing."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -110,6 +110,18 @@ def architecture_digest(arrays: Mapping[str, npt.NDArray[np.float32]]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def arrays_digest(arrays: Mapping[str, npt.NDArray[np.float32]]) -> str:
+    """SHA-256 over names, shapes and values, whatever their order; of no arrays the empty text."""
+    if not arrays:
+        return ""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        values = np.ascontiguousarray(arrays[name], np.float32)
+        digest.update(f"{name} {'x'.join(map(str, values.shape))}\n".encode())
+        digest.update(values.tobytes())
+    return digest.hexdigest()
+
+
 def difference(new: Arrays, old: Arrays) -> Arrays:
     """new - old, in the order of `old`."""
     assert new.keys() == old.keys()

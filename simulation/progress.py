@@ -17,6 +17,7 @@ from server.wording import METRICS, duration_shown, shown
 from shared.events import (
     CampaignResumed,
     Event,
+    PhaseStarted,
     RoundFailed,
     RoundFinished,
     RoundStarted,
@@ -122,6 +123,7 @@ def round_line(event: RoundFinished) -> str:
         pooled = evaluation.get(f"enhanced.{key}")
         if pooled is not None and pooled.count:
             words.append(f"{METRICS[key].heading} {shown(key, pooled.mean, unit=True)}")
+    words += [f"{key} {pooled.mean:.3g}" for key, pooled in evaluation.items() if key in _OF_GENERATORS]
     gates = [site["gate_open_rate"] for site in record.get("training", {}).values() if "gate_open_rate" in site]
     if gates:
         words.append(f"gate open {sum(gates) / len(gates):.2f}")
@@ -131,12 +133,16 @@ def round_line(event: RoundFinished) -> str:
     return "  ".join([*words, f"{count} site{'' if count == 1 else 's'}", duration_shown(record["seconds"])])
 
 
+_OF_GENERATORS = ("edges.loss", "autoencoder.psnr_db", "denoiser.loss", "controlnet.loss")
+
+
 def _replied(display: Display, event: SiteReplied) -> None:
     if event.reason:
         display.line(f"round {event.round}: {event.site} does not count: {event.reason}")
 
 
 _SHOW: Mapping[type, Callable[[Display, Any], None]] = {
+    PhaseStarted: lambda display, event: display.stage(f"phase {event.number} of {event.phases}: {event.phase}"),
     RoundStarted: Display._started,
     SiteStep: Display._stepped,
     RoundFinished: Display._finished,

@@ -19,7 +19,7 @@ from shared.config.campaign import (
     StrategyConfig,
     TrainingConfig,
 )
-from shared.config.digest import campaign_digest, load_campaign, save_campaign, to_dict, without_places
+from shared.config.digest import agreed_phase, campaign_digest, load_campaign, save_campaign, to_dict, without_places
 from shared.config.generation import (
     AugmentConfig,
     DrawConfig,
@@ -74,6 +74,7 @@ __all__ = [
     "StudyConfig",
     "TableConfig",
     "TrainingConfig",
+    "agreed_phase",
     "build",
     "campaign_digest",
     "load",

@@ -409,6 +409,11 @@ class CampaignConfig:
         )
 
     @property
+    def total_rounds(self) -> int:
+        """Of all phases together, closing evaluations not counted."""
+        return sum(self.in_phase(phase).rounds.rounds for phase in self.phases) or self.rounds.rounds
+
+    @property
     def generates(self) -> bool:
         """This campaign is in a phase that trains a part of a generator."""
         return self.generate.on and self.generate.phase not in ("all", "train")

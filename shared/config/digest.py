@@ -39,6 +39,15 @@ def campaign_digest(campaign: CampaignConfig) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def agreed_phase(campaign: CampaignConfig, digest: str) -> CampaignConfig | None:
+    """The campaign itself, or the phase of it, that `digest` is of; None where it is of neither. Who agreed to a
+    campaign has agreed to its phases."""
+    if campaign_digest(campaign) == digest:
+        return campaign
+    phases = (campaign.in_phase(phase) for phase in campaign.phases)
+    return next((phase for phase in phases if campaign_digest(phase) == digest), None)
+
+
 def without_places(values: Any) -> Any:
     """Plain values of a config (or of a part of one) without the folders and files of the machine that it is on: for
     records and reports, which are handed on. Overrides that name a place keep their key."""

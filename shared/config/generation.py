@@ -55,7 +55,7 @@ class DrawConfig:
 
     variants: int = 4
     """K: synthetic images per training image, each with a seed of its own."""
-    sampler: Literal["ddim", "dpm", "rflow"] = "dpm"
+    sampler: Literal["ddim", "dpm", "rflow"] = "rflow"
     """ddim: as published; dpm: DPM-Solver++(2M), multistep of second order; rflow: Euler steps of the velocity."""
     steps: int = 8
     """Published: DDIM with 20."""
@@ -91,7 +91,7 @@ class GenerateConfig:
     """Which phase a campaign is in; `all` in a campaign as it is approved (CampaignConfig.in_phase)."""
     size: Literal["S", "M"] = "S"
     """Parameters, without / with ControlNet: S 1.1 M / 1.7 M, M 4.6 M / 6.5 M."""
-    prediction: Literal["noise", "velocity"] = "noise"
+    prediction: Literal["noise", "velocity"] = "velocity"
     """What the denoiser tells: the noise, as published; velocity: rectified flow, sampled by draw.sampler=rflow."""
     edges: Literal["none", "gaussian", "hed"] = "gaussian"
     """gaussian: the largest of multi-scale Gaussian gradients; hed: a network, from hed_weights or trained in a phase

@@ -118,16 +118,30 @@ class TableConfig:
     """Name of a site whose patients nobody trains on; the models are tested on them as on all others'."""
     downstream: bool = False
     """Judge with four downstream networks, on degraded, enhanced and enhanced clean images."""
+    quick: tuple[str, ...] = ()
+    """What budget=quick runs of the table, instead of `vary` and `also`; a study with such a table runs no others
+    then."""
+    figures: Literal["recogniser", "generator", "draws"] = "recogniser"
+    """Of a generation study. recogniser: what it recognises; generator: losses, quality and guards of a generator;
+    draws: quality and speed alone. `setting` is that of the recogniser or of the generator."""
+    generator: Literal["none", "federated", "pooled", "local"] = "none"
+    """In which setting the generator is trained that draws for a recogniser with augment=emit-diff."""
+    site: str = ""
+    """setting=local of a generation study: the one site whose models are wanted; empty: each site's."""
+    images: int = 256
+    """Of a generator: images that are drawn to judge it, at most one per test image with a mask."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyConfig:
     """A grid of cells, most informative first; every cell's result is kept."""
 
-    kind: Literal["enhancement", "recognition"] = "enhancement"
+    kind: Literal["enhancement", "recognition", "generation"] = "enhancement"
     """What the cells' figures are about: which claims are made of them, and how they are shown."""
     tables: tuple[TableConfig, ...]
     common: tuple[str, ...] = ()
+    quick: tuple[str, ...] = ()
+    """Overrides that budget=quick adds to `common`."""
     roots: Mapping[str, str | None] = dataclasses.field(default_factory=dict)
     """Folder of each real data set by kind; cells whose data have none are reported as not run."""
     only: tuple[str, ...] = ()
@@ -143,6 +157,8 @@ class StudyConfig:
                 bool(re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name)), "a table's name is of letters, digits, - and _", name
             )
         require(len(set(names)) == len(names), "study.tables name nothing twice", names)
+        for table in self.tables:
+            require(table.images >= 2, f"table {table.name!r} of the study: images must be 2 or more", table.images)
         for name in self.only:
             require(name in names, f"study.only may hold {', '.join(names)}", name)
         require(self.limit is None or self.limit >= 0, "study.limit must be 0 or more", self.limit)

@@ -23,8 +23,8 @@ from shared.types import Action, Metrics, Moments, Plan, SiteCard, Update
 from shared.weights import PARTS, parts_of
 from shared.wire.arrays import Half, decode_array, encode_array, encode_half
 
-FORMAT = 3
-"""3: an update counts images per part of the network; 2: what recognition added may stand beside a difference."""
+FORMAT = 4
+"""4: a plan says by a digest what a generator's phase does not train, and a handshake may bring it; 3: an update counts images per part of the network; 2: what recognition added may stand beside a difference."""
 ADDED = "added."
 MAX_HEADER_BYTES = 4 * 1024**2
 MAX_ARRAYS = 20_000
@@ -87,6 +87,7 @@ def plan_record(plan: Plan) -> Record:
         "round": plan.round,
         "config_digest": plan.config_digest,
         "architecture_digest": plan.architecture_digest,
+        "frozen_digest": plan.frozen_digest,
         "shapes": {name: values.shape for name, values in plan.weights.items()},
     }
     return Record(header_bytes("plan", header), {name: encode_array(values) for name, values in plan.weights.items()})
@@ -179,6 +180,7 @@ def read_plan(record: Record) -> Plan:
         config_digest=_digest(header, "config_digest"),
         architecture_digest=_digest(header, "architecture_digest"),
         weights={name: decode_array(name, record.arrays[name], shape) for name, shape in shapes.items()},
+        frozen_digest=_digest(header, "frozen_digest") if header.get("frozen_digest") else "",
     )
 
 

@@ -101,7 +101,7 @@ def test_run_never_goes_over_finished_rounds_and_resume_goes_on(
     with pytest.raises(ConfigError, match="continue with resume"):
         submit.submit(coordinator, campaign, ())
     resumed = submit.submit(coordinator, campaign, (), resume=True)
-    assert resumed.known == {1}
+    assert resumed.known == {("", 1)}
     assert read_outcome(run_dir) is None  # the old outcome would end the new wait at once
     assert not flower.stopped
     assert json.loads((run_dir / "flower.json").read_text()) == {"run_ids": ["1", "2"]}
@@ -132,7 +132,7 @@ def test_another_agreement_of_the_same_name_is_refused(
 def test_following_tells_each_round_once_and_ends_with_the_outcome(
     coordinator: folder.Coordinator, campaign: CampaignConfig, flower: Flower
 ) -> None:
-    submitted = replace(submit.submit(coordinator, campaign, ()), known=frozenset({1}))
+    submitted = replace(submit.submit(coordinator, campaign, ()), known=frozenset({("", 1)}))
     write_records(submitted.run_dir, [record(1), record(2), record(3)])
     write_outcome(submitted.run_dir, None)
     told: list[int] = []

@@ -144,8 +144,9 @@ CARD = card_record(SiteCard("hospital-1", DIGEST, DIGEST, "0.1.0", {}))
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        (header(update_record(UPDATE), format=1), "expected a message of format 3"),
-        (header(update_record(UPDATE), format=2), "expected a message of format 3"),
+        (header(update_record(UPDATE), format=1), "expected a message of format 4"),
+        (header(update_record(UPDATE), format=2), "expected a message of format 4"),
+        (header(update_record(UPDATE), format=3), "expected a message of format 4"),
         (header(update_record(UPDATE), kind="pickle"), "another kind of message"),
         (header(update_record(UPDATE), kind=3), "not an object with a kind"),
         (header(update_record(UPDATE), site="../../etc"), "a site's name must be"),
