@@ -1,7 +1,9 @@
 """Slices in, batches out: shuffled, augmented and freshly degraded for training; fixed for evaluation.
 
 Training batches are made in a background thread while the step before them runs. Augmentation is drawn as a value and
-then applied, like every degradation. In evaluation a slice's degradation is drawn from the campaign's seed and the
+then applied, like every degradation: flips and shifts (training.augment), then augment.kind, both on the clean image
+before it is degraded, and alike on its mask and a synthetic image beside it. Evaluation has none of it, and no
+synthetic image. In evaluation a slice's degradation is drawn from the campaign's seed and the
 slice's identity alone: every model, at every site and in the pooled comparison, sees the same noise.
 """
 
@@ -19,11 +21,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from client.augment import Items, items, mixed_in
 from client.dataset import Slices
-from client.streams import draws, pools_of
 from shared.batch import Batch, Streams
-from shared.config import CampaignConfig
+from shared.config import AugmentConfig, CampaignConfig
 from shared.images.augment import draw_strong
+from shared.images.classical import OPERATIONS, Classical, draw_classical, varied, varied_masks
 from shared.images.degrade import KSpace, acquired_kspace, degrade_batch, draw
 from shared.seeding import generator
 
@@ -50,31 +53,32 @@ def training_batches(
     Raises DataError where the site has nothing that `learn` could learn from.
     """
     purpose = ("site", site, "round", round)
-    augment, degrade = (generator(campaign.seed, *purpose, what) for what in ("augment", "degrade"))
-    chosen: Iterator[tuple[Tensor, Streams | None]]
-    if campaign.learn.streams:
-        chosen = draws(pools_of(slices, campaign), campaign, *purpose)
-    else:
-        chosen = _shuffled(len(slices), campaign.training.batch_size, generator(campaign.seed, *purpose, "order"))
-    strengthen = generator(campaign.seed, *purpose, "strong")
+    rngs = _Generators(*(generator(campaign.seed, *purpose, name) for name in _PURPOSES))
+    chosen = items(slices, campaign, *purpose)
 
     def make() -> Iterator[Batch]:
-        for indices, streams in itertools.islice(chosen, steps):
-            batch = _training_batch(slices, indices, campaign, augment, degrade)
+        for drawn, streams in itertools.islice(chosen, steps):
+            batch = _training_batch(slices, drawn, campaign, rngs)
             if streams is not None:
-                batch = _in_streams(batch, streams, campaign, strengthen)
+                batch = _in_streams(batch, streams, campaign, rngs.strong)
             yield batch.pinned() if pin else batch
 
     return prefetched(make())
 
 
-def _shuffled(count: int, size: int, order: torch.Generator) -> Iterator[tuple[Tensor, Streams | None]]:
-    waiting = torch.zeros(0, dtype=torch.int64)
-    while True:
-        while len(waiting) < size:
-            waiting = torch.cat([waiting, torch.randperm(count, generator=order)])
-        chosen, waiting = waiting[:size], waiting[size:]
-        yield chosen, None
+_PURPOSES = ("augment", "degrade", "strong", "classical", "degrade_synthetic", "cells")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Generators:
+    """Of one site's round, by what they draw: what one draws moves no other."""
+
+    augment: torch.Generator
+    degrade: torch.Generator
+    strong: torch.Generator
+    classical: torch.Generator
+    degrade_synthetic: torch.Generator
+    cells: torch.Generator
 
 
 def _in_streams(batch: Batch, streams: Streams, campaign: CampaignConfig, rng: torch.Generator) -> Batch:
@@ -93,24 +97,52 @@ def _in_streams(batch: Batch, streams: Streams, campaign: CampaignConfig, rng: t
     )
 
 
-def _training_batch(
-    slices: Slices, chosen_B: Tensor, campaign: CampaignConfig, augment: torch.Generator, degrade: torch.Generator
-) -> Batch:
+def _training_batch(slices: Slices, drawn: Items, campaign: CampaignConfig, rngs: _Generators) -> Batch:
     height, width = slices.clean_NCHW.shape[-2:]
+    chosen_B, size = drawn.slice_B, len(drawn.slice_B)
+    moves = [Augmentation(False, 0, 0)] * size
     if campaign.training.augment:
-        drawn = [draw_augmentation(height, width, augment) for _ in chosen_B]
-    else:
-        drawn = [Augmentation(False, 0, 0)] * len(chosen_B)
-    clean_BCHW = augmented(slices.clean_NCHW[chosen_B], drawn)
+        moves = [draw_augmentation(height, width, rngs.augment) for _ in range(size)]
+    values = [Classical()] * size
+    if campaign.augment.kind in OPERATIONS:
+        values = [draw_classical(campaign.augment.kind, rngs.classical) for _ in range(size)]
+
+    def shown(images_BCHW: Tensor) -> Tensor:
+        return varied(augmented(images_BCHW, moves), values)
+
+    image_BCHW, diagnosis_B = slices.clean_NCHW[chosen_B], drawn.learnt(slices.diagnosis_N[chosen_B])
+    synthetic, beside = mixed_in(slices, campaign.augment), dict[str, Any]()
+    if synthetic is not None:
+        made_B = drawn.variant_B >= 0
+        made_BCHW = torch.where(made_B[:, None, None, None], synthetic.image_SCHW[drawn.variant_B], image_BCHW)
+        of_made_B = torch.where(made_B, drawn.learnt(synthetic.diagnosis_S[drawn.variant_B]), diagnosis_B)
+        if campaign.augment.mix == "images":
+            image_BCHW, diagnosis_B = made_BCHW, of_made_B
+        else:
+            beside_BCHW, *_ = _degraded(shown(made_BCHW), campaign, [rngs.degrade_synthetic] * size)
+            cells_BHW = draw_cells(size, height, width, campaign.augment, rngs.cells)
+            beside = dict(zip(_BESIDE, (beside_BCHW, of_made_B, cells_BHW), strict=True))
+    clean_BCHW = shown(image_BCHW)
     measured: Sequence[Tensor] = ()
     if campaign.degrade.kind == "pairs":
         assert slices.degraded_NCHW is not None, "open_site refuses a site without pairs"
-        degraded_BCHW = augmented(slices.degraded_NCHW[chosen_B], drawn)
+        degraded_BCHW = shown(slices.degraded_NCHW[chosen_B])
     else:
-        degraded_BCHW, *measured = _degraded(clean_BCHW, campaign, [degrade] * len(chosen_B))
-    mask_BHW = augmented(slices.mask_NHW[chosen_B], drawn).long()
-    labels = slices.has_mask_N[chosen_B], slices.diagnosis_N[chosen_B]
-    return Batch(degraded_BCHW, clean_BCHW, mask_BHW, *labels, **_kspace(measured))
+        degraded_BCHW, *measured = _degraded(clean_BCHW, campaign, [rngs.degrade] * size)
+    mask_BHW = varied_masks(augmented(slices.mask_NHW[chosen_B], moves), values).long()
+    has_mask_B = slices.has_mask_N[chosen_B]
+    return Batch(degraded_BCHW, clean_BCHW, mask_BHW, has_mask_B, diagnosis_B, **_kspace(measured), **beside)
+
+
+_BESIDE = ("synthetic_BCHW", "synthetic_diagnosis_B", "real_cells_BHW")
+
+
+def draw_cells(count: int, height: int, width: int, augment: AugmentConfig, rng: torch.Generator) -> Tensor:
+    """(count, height, width) bool: cells of `cell_px` pixels a side, each real with probability `real`; the last ones
+    are cut off where they do not fit."""
+    side = augment.cell_px
+    cells_BHW = torch.rand(count, -(-height // side), -(-width // side), generator=rng) < augment.real
+    return cells_BHW.repeat_interleave(side, 1).repeat_interleave(side, 2)[:, :height, :width]
 
 
 def _degraded(

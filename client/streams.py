@@ -71,7 +71,7 @@ def _pools(slices: Slices, campaign: CampaignConfig) -> Pools:
     )
 
 
-def draws(pools: Pools, campaign: CampaignConfig, *purpose: str | int) -> Iterator[tuple[Tensor, Streams | None]]:
+def draws(pools: Pools, campaign: CampaignConfig, *purpose: str | int) -> Iterator[tuple[Tensor, Streams]]:
     """Endless (indices in the order of the streams, how many of each); `purpose` says whose draws they are."""
     size = campaign.training.batch_size
     orders = {name: _order(name, pool, campaign, purpose) for name, pool in pools.all}
@@ -81,10 +81,11 @@ def draws(pools: Pools, campaign: CampaignConfig, *purpose: str | int) -> Iterat
 
 
 def _order(name: str, pool: Tensor, campaign: CampaignConfig, purpose: tuple[str | int, ...]) -> Iterator[int]:
-    return _endless(pool, generator(campaign.seed, *purpose, "order", name))
+    return endless(pool, generator(campaign.seed, *purpose, "order", name))
 
 
-def _endless(pool: Tensor, rng: torch.Generator) -> Iterator[int]:
+def endless(pool: Tensor, rng: torch.Generator) -> Iterator[int]:
+    """All of `pool` in a random order, then in another, and so on."""
     while True:
         yield from pool[torch.randperm(len(pool), generator=rng)].tolist()
 

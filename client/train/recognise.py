@@ -5,7 +5,8 @@ Warm-up: early in training the recogniser is random and its gradient on the enha
 the enhancer follows its own loss only; `frozen` keeps what it has learnt here. The two networks share nothing in this
 step but the batch.
 
-Alone (enhance=none): no enhancer; the recogniser learns on the images as they come.
+Alone (enhance=none): no enhancer; the recogniser learns on the images as they come, and here alone on synthetic ones
+beside them (augment.mix=patches). With mix=images they stand among the real ones in both steps.
 """
 
 from __future__ import annotations

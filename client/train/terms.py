@@ -13,11 +13,12 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from client.train.selfreg import selfreg_loss
 from shared.batch import Batch
 from shared.config import CampaignConfig
-from shared.recognise.losses import Labelled, recognition_losses
+from shared.recognise.losses import Labelled, recognition_losses, supervised_losses
 from shared.recognise.recognition import Recognition
 
 Sums = Mapping[str, Tensor]
@@ -62,16 +63,23 @@ def supervised_terms(
     campaign: CampaignConfig,
     rng: torch.Generator | None = None,
 ) -> Terms:
-    """The losses on labels, or (objective.recognition=unsupervised) on what the recogniser says of the clean image."""
-    recognition = recogniser(image_BCHW)
+    """The losses on labels, or (objective.recognition=unsupervised) on what the recogniser says of the clean image.
+
+    Where synthetic images stand beside the real ones, both are shown, and count as one image.
+    """
     objective = campaign.objective
-    losses = recognition_losses(recognition, part, objective, share.labelled, recogniser, share.images)
+    if part.synthetic_BCHW is None:
+        recognition = recogniser(image_BCHW)
+        losses = recognition_losses(recognition, part, objective, share.labelled, recogniser, share.images)
+    else:
+        assert objective.recognition == "supervised", "CampaignConfig refuses augment.mix=patches without labels"
+        recognition = recogniser(torch.cat([image_BCHW, part.synthetic_BCHW]))
+        losses = merged_losses(recognition, part, campaign, share.labelled)
     every_B = torch.ones_like(part.has_mask_B)
-    known_B = part.diagnosis_B >= 0
     if objective.recognition == "unsupervised":
         masked_B = diagnosed_B = every_B
     else:
-        masked_B, diagnosed_B = part.has_mask_B, known_B
+        masked_B, diagnosed_B = part.has_mask_B, part.diagnosed_B
     if recognition.mask_logits_BKHW is None:
         masked_B = ~every_B
     if recognition.diagnosis_logits_BN is None:
@@ -85,6 +93,33 @@ def supervised_terms(
         regular, losses[0] = regularised(losses[0], recognition, campaign, share, rng)
         sums["loss_selfreg"] = regular
     return Terms(tuple(losses), sums)
+
+
+def merged_losses(recognition: Recognition, part: Batch, campaign: CampaignConfig, of_whole: Labelled) -> list[Tensor]:
+    """augment.mix=patches, of what is said of the real images followed by their synthetic partners (2 B of them):
+
+        L_mask      = DiceCE(f(x) r + f(x~) (1 - r), y), the logits f merged cell by cell
+        L_diagnosis = alpha CE(c(x), z) + (1 - alpha) CE(c(x~), z~), where only one of z and z~ is known that one alone
+
+    Zhang et al., https://arxiv.org/abs/2310.12868, for masks; the diagnosis is ours. With r and alpha of 1 both are the
+    supervised losses of the real images.
+    """
+    assert part.real_cells_BHW is not None
+    assert part.synthetic_diagnosis_B is not None
+    losses = []
+    if recognition.mask_logits_BKHW is not None:
+        real_BKHW, synthetic_BKHW = recognition.mask_logits_BKHW.chunk(2)
+        merged_BKHW = torch.where(part.real_cells_BHW[:, None], real_BKHW, synthetic_BKHW)
+        losses += supervised_losses(Recognition(merged_BKHW, None, []), part, campaign.objective, of_whole)
+    if recognition.diagnosis_logits_BN is not None:
+        diagnosis_2B = torch.cat([part.diagnosis_B, part.synthetic_diagnosis_B])
+        known_B, known_too_B = part.diagnosis_B >= 0, part.synthetic_diagnosis_B >= 0
+        shares_2B = torch.cat([campaign.augment.real * known_B, (1 - campaign.augment.real) * known_too_B])
+        together_B = shares_2B.view(2, -1).sum(0)
+        loss_2B = F.cross_entropy(recognition.diagnosis_logits_BN.float(), diagnosis_2B.clamp(min=0), reduction="none")
+        loss_B = (shares_2B * loss_2B).view(2, -1).sum(0) / torch.where(together_B > 0, together_B, 1.0)
+        losses.append(campaign.objective.diagnosis_weight * loss_B.sum() / of_whole.diagnoses)
+    return losses
 
 
 def regularised(

@@ -39,7 +39,7 @@ class Labelled:
 def labelled(batch: Batch) -> Labelled:
     """0-dim tensors on the batch's device, at least 1."""
     undiagnosed = 0 if batch.streams is None else batch.streams.undiagnosed
-    masks, diagnoses = batch.has_mask_B.sum(), (batch.diagnosis_B >= 0).sum()
+    masks, diagnoses = batch.has_mask_B.sum(), batch.diagnosed_B.sum()
     return Labelled(masks.clamp(min=1), diagnoses.clamp(min=1), max(1, undiagnosed))
 
 
