@@ -76,7 +76,7 @@ def moments(value: Any) -> bool:
 
 
 def kind_of_study(value: Any) -> bool:
-    return text(value) and value in ("enhancement", "recognition")
+    return text(value) and value in ("enhancement", "recognition", "generation")
 
 
 def look(value: Any) -> bool:
@@ -111,6 +111,10 @@ _ROW_MORE: Mapping[str, Kind] = {
     **dict.fromkeys(("labels", "mask_ssl", "selfreg", "selfreg_form", "objective", "unseen"), optional(text)),
     **dict.fromkeys(("masks", "diagnoses", "mask_ssl_weight", "threshold", "train_masks", "train_diagnoses"), figure),
     "patients": figure,
+    **dict.fromkeys(("generator", "prediction", "text", "edges", "contour", "sampler", "classes"), optional(text)),
+    **dict.fromkeys(("task_gate", "scarce"), optional(text)),
+    **dict.fromkeys(("steps", "guidance", "task_weight"), figure),
+    **dict.fromkeys(("box", "balance"), optional(truth)),
     **dict.fromkeys(("relative", "data_consistency", "saliency"), optional(truth)),
 }
 _CLAIM: Mapping[str, Kind] = {"claim": text, "value": number, "target": number, "holds": truth}

@@ -15,6 +15,7 @@ from server import charts, figures
 from server.explanations import explained
 from server.findings import Findings
 from server.gate import gate_charts, promotion_charts
+from server.generation.page import context as generation_page
 from server.labels import label_section
 from server.looks import diagnoses_shown, features_shown
 from server.recognition.page import context as recognition_page
@@ -37,7 +38,11 @@ _SIMULATED = (
     "Real scanners, readers and label habits differ in more ways."
 )
 
-_STUDIES = {"enhancement": ("study.html", study_page), "recognition": ("recognition.html", recognition_page)}
+_STUDIES = {
+    "enhancement": ("study.html", study_page),
+    "recognition": ("recognition.html", recognition_page),
+    "generation": ("generation.html", generation_page),
+}
 """Template and context of each kind of study."""
 
 

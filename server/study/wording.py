@@ -21,8 +21,30 @@ _RECOGNITION = {
     "pseudo_accepted": Shown("accepted", "images that training took as of this diagnosis", 0),
     "images": Shown("images", "images per round whose loss moved this part of the network", 0),
 }
+_GENERATION = {
+    "autoencoder_psnr_db": Shown("autoencoder PSNR", "test images after encoding and decoding", 2, "dB"),
+    "denoiser_loss": Shown("denoiser loss", "mean square of what it tells less the truth, test images", 4, "", False),
+    "controlnet_loss": Shown("ControlNet loss", "the same with the hint", 4, "", False),
+    "mask_dice": Shown("Dice on generated", "an independent segmenter on generated images, against their masks"),
+    "real_dice": Shown("Dice on real", "the same segmenter on the real test images that have these masks"),
+    "mask_share": Shown("generated / real", "Dice of the segmenter on generated images over that on real ones"),
+    "feature_distance": Shown(
+        "feature distance", "Fréchet distance to real training images in an independent recogniser's features", 3, "",
+        False,
+    ),
+    "real_distance": Shown("of real images", "feature distance of real test images: what is as near as it gets", 3),
+    "nearest_ratio": Shown(
+        "nearest ratio", "median distance to the nearest training image, over that between training images", 2
+    ),
+    "memorised_share": Shown("too near, share", "drawn images nearer to a training image than those are to one another",
+                             3, "", False),
+    "rejected_share": Shown("rejected, share", "drawn images that a guard left out"),
+    "refused": Shown("refused, share of sites", "where the guard refuses the generator", 2),
+    "images_per_s": Shown("images per s", "drawn, all guards left out", 1),
+}  # fmt: skip
 SHOWN: Mapping[str, Shown] = {
     **_RECOGNITION,
+    **_GENERATION,
     **METRICS,
     "judge_accuracy": Shown("judge accuracy", "accuracy of an independent recogniser, trained on clean images only"),
     **{
@@ -40,7 +62,8 @@ SHOWN: Mapping[str, Shown] = {
     "loss_enhance": Shown("main loss", "of the last training record", 5, "", False),
 }
 NEUTRAL = ("gate_open_rate", "mean_cosine", "added_share", "bytes_up", "feature_rank", "pseudo_offered",
-           "pseudo_accept_rate", "pseudo_accepted", "images")  # fmt: skip
+           "pseudo_accept_rate", "pseudo_accepted", "images", "real_dice", "real_distance", "refused",
+           "rejected_share")  # fmt: skip
 """Neither more nor less of these is better."""
 COLOURS: Mapping[str, str] = {
     "gradprom": "#3b74e0",

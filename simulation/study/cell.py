@@ -293,6 +293,7 @@ def mean_row(rows: Sequence[Row]) -> Row:
 _LABELS = (
     *("lambda", "sigma", "norm_cap", "mask_weight", "diagnosis_weight", "learning_rate", "warmup"),
     *("adversarial_weight", "server_learning_rate", "diagnoses", "mask_ssl_weight", "threshold"),
+    *("guidance", "task_weight"),
 )
 """Numbers that say what was run, and are no figure of it."""
 

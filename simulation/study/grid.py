@@ -45,6 +45,10 @@ class Cell:
     key: str
     unseen: str = ""
     kind: str = "enhancement"
+    figures: str = "recogniser"
+    generator: str = "none"
+    site: str = ""
+    images: int = 0
 
     @property
     def missing(self) -> str | None:
@@ -77,7 +81,7 @@ def planned(study: StudyConfig, budget: str) -> list[Cell]:
     Raises ConfigError naming the table with an override that is not one.
     """
     cells: dict[str, Cell] = {}
-    for table in study.tables:
+    for table in tables_of(study, budget):
         for cell in _of_table(table, study, budget):
             known = cells.get(cell.key)
             tables = cell.tables if known is None else (*known.tables, table.name)
@@ -85,8 +89,19 @@ def planned(study: StudyConfig, budget: str) -> list[Cell]:
     return list(cells.values())
 
 
+def tables_of(study: StudyConfig, budget: str) -> list[TableConfig]:
+    """The tables that this budget asks for."""
+    quick = [replace(table, vary=(), also=table.quick) for table in study.tables if table.quick]
+    return quick if quick and budget == "quick" else list(study.tables)
+
+
+def common_of(table: TableConfig, study: StudyConfig, budget: str) -> list[str]:
+    """What all cells of the table have typed."""
+    return [*study.common, *(study.quick if budget == "quick" else ()), *table.common]
+
+
 def _of_table(table: TableConfig, study: StudyConfig, budget: str) -> Iterator[Cell]:
-    common = [*study.common, *table.common]
+    common = common_of(table, study, budget)
     combinations = [" ".join(parts) for parts in itertools.product(*table.vary)] if table.vary else []
     loaded = [(words, _load(table.name, common, words, study.roots, budget)) for words in (*combinations, *table.also)]
     if not loaded:
@@ -97,6 +112,7 @@ def _of_table(table: TableConfig, study: StudyConfig, budget: str) -> Iterator[C
     for seed in seeds:
         for words, config in loaded:
             seeded = replace(config, seeds=(seed,), campaign=replace(config.campaign, seed=seed))
+            generation = _of_generation(table, seeded) if study.kind == "generation" else {}
             yield Cell(
                 (table.name,),
                 table.setting,
@@ -105,14 +121,33 @@ def _of_table(table: TableConfig, study: StudyConfig, budget: str) -> Iterator[C
                 split_words(words),
                 table.downstream,
                 seeded,
-                key_of(seeded, table.setting, downstream=table.downstream, unseen=table.unseen),
+                key_of(seeded, table.setting, downstream=table.downstream, unseen=table.unseen, **generation),
                 table.unseen,
                 study.kind,
+                **generation,
             )
+
+
+def _of_generation(table: TableConfig, config: SimulationConfig) -> dict[str, Any]:
+    """What only cells of a generation study have. Raises ConfigError for one that cannot be."""
+    campaign = config.campaign
+    draws = table.figures == "recogniser" and campaign.augment.generated
+    if (table.figures != "recogniser" or draws) and not campaign.generate.on:
+        raise ConfigError(f"table {table.name!r} of the study needs a generator: add generate=emit-diff")
+    if draws and table.generator == "none":
+        raise ConfigError(
+            f"table {table.name!r} of the study: augment={campaign.augment.kind} needs generator=federated, pooled or "
+            "local: in which setting it is trained"
+        )
+    generator = table.generator if draws else "none" if table.figures == "recogniser" else table.setting
+    judged = 0 if table.figures == "recogniser" else table.images
+    return {"figures": table.figures, "generator": generator, "site": table.site, "images": judged}
 
 
 def _check_sites(table: TableConfig, kind: str, config: SimulationConfig) -> None:
     """Raises ConfigError for a site that is named and is not there: before hours of cells, not in the midst of them."""
+    if kind == "generation" and table.setting == "untrained":
+        raise ConfigError(f"table {table.name!r} of the study: setting=untrained belongs to a study of enhancement")
     if config.campaign.data.kind == "store":  # which sites it has stands in its folder
         return
     sites = [hospital.name for hospital in hospitals_of(config)]
@@ -120,6 +155,11 @@ def _check_sites(table: TableConfig, kind: str, config: SimulationConfig) -> Non
         raise ConfigError(
             f"table {table.name!r} of the study: unseen={table.unseen!r} must be one of two sites or more "
             f"({', '.join(sites)}) of a study of kind recognition"
+        )
+    if table.site and (kind != "generation" or table.setting != "local" or table.site not in sites):
+        raise ConfigError(
+            f"table {table.name!r} of the study: site={table.site!r} must be one of {', '.join(sites)}, with "
+            "setting=local, of a study of kind generation"
         )
 
 
@@ -148,7 +188,9 @@ def _load(table: str, common: list[str], words: str, roots: Mapping[str, str | N
 _NOT_A_CELLS = ("budget", "run_dir", "fresh", "experiment", "study", "machine")
 
 
-def key_of(config: SimulationConfig, setting: str, *, downstream: bool, unseen: str = "") -> str:
+def key_of(
+    config: SimulationConfig, setting: str, *, downstream: bool, unseen: str = "", **generation: str | int
+) -> str:
     """Digest of what the cell's figures follow from: not where its folders lie, nor how it is run."""
     values = to_dict(config)
     kept = {name: values[name] for name in ("campaign", "hospitals", "cross", "sites")}
@@ -167,6 +209,10 @@ def key_of(config: SimulationConfig, setting: str, *, downstream: bool, unseen: 
     for data in (kept["campaign"]["data"], *([kept["cross"]["data"]] if kept["cross"] else [])):
         if not data["labels"]:
             del data["labels"]
-    what: list[Any] = [kept, setting, downstream, *([unseen] if unseen else [])]
+    if generation and generation["generator"] == "none":  # whatever stands there, it draws nothing
+        kept["campaign"].pop("generate", None)
+    for place in ("hed_weights", "text_encoder", "start") if "generate" in kept["campaign"] else ():
+        del kept["campaign"]["generate"][place]
+    what: list[Any] = [kept, setting, downstream, *([unseen] if unseen else []), *([generation] if generation else [])]
     text = json.dumps(what, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]
