@@ -21,6 +21,7 @@ ONLY_IN = {
     "flwr": ("client/app.py", "server/app.py", "shared/wire/flower.py", "simulation/run.py", "simulation/bench/"),
     "monai": (
         *("shared/recognise/downstream.py", "shared/recognise/attention.py", "shared/recognise/surfaces.py"),
+        "shared/generate/networks.py",
         "simulation/bench/",
     ),
     "onnx": ("shared/export.py",),
@@ -34,9 +35,11 @@ ONLY_IN = {
     "cryptography": ("shared/trust/", "shared/secagg/"),
     "nilearn": ("simulation/hospitals/",),
     "skimage": ("simulation/study/denoisers.py",),
+    "transformers": ("shared/generate/sentences.py",),
     "pickle": (),
 }  # fmt: skip
-HEAVY = ("monai", "matplotlib", "highdicom", "nilearn", "skimage", "sklearn", "ray", "hydra", "scipy", "pandas")
+HEAVY = ("monai", "matplotlib", "highdicom", "nilearn", "skimage", "sklearn", "ray", "hydra", "scipy", "pandas",
+         "transformers")  # fmt: skip
 
 
 def source_files() -> Iterator[Path]:

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.config import CampaignConfig, GenerateConfig
+from shared.errors import DataError
 from shared.generate.prompts import Prompts, build_prompts
 from shared.seeding import derived_seed
 from shared.types import Arrays
@@ -169,7 +170,7 @@ def build_generator(campaign: CampaignConfig) -> Generator:
         "transformer_num_layers": 1,
     }
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derived_seed(campaign.seed, "networks", "generator"))
+        _seed(campaign, "autoencoder")
         autoencoder = AutoencoderKL(
             spatial_dims=2,
             in_channels=channels * UNSHUFFLE**2,
@@ -182,13 +183,17 @@ def build_generator(campaign: CampaignConfig) -> Generator:
             with_encoder_nonlocal_attn=False,
             with_decoder_nonlocal_attn=False,
         )
+        _seed(campaign, "denoiser")
         denoiser = DiffusionModelUNet(out_channels=LATENT_CHANNELS, **shape)
+        _seed(campaign, "controlnet")
         controlnet = ControlNet(
             conditioning_embedding_in_channels=generate.hint_channels * UNSHUFFLE**2,
             conditioning_embedding_num_channels=(32, 64),  # halves once, as the autoencoder does
             **shape,
         )
+        _seed(campaign, "prompts")
         prompts = build_prompts(campaign, size.context)
+        _seed(campaign, "hed")
         hed = _hed(generate, channels)
     height, width = (-(-side // size.multiple) * size.multiple for side in campaign.data.image_size)
     generator = Generator(
@@ -198,6 +203,12 @@ def build_generator(campaign: CampaignConfig) -> Generator:
     if generate.start:
         load_start(generator, generate.start)
     return generator
+
+
+def _seed(campaign: CampaignConfig, network: str) -> None:
+    """The weights of each network are its own, whatever options the others have. Of the CPU's generator alone:
+    torch.manual_seed would seed those of all devices, which nobody puts back."""
+    torch.default_generator.manual_seed(derived_seed(campaign.seed, "networks", network))
 
 
 def _hed(generate: GenerateConfig, channels: int) -> nn.Module | None:
@@ -221,12 +232,12 @@ def load_start(generator: Generator, path: str) -> None:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    from shared.errors import DataError
-
     try:
         found = load_file(path)
-    except (OSError, SafetensorError):
-        raise DataError("generate.start: expected a safetensors file; export one from an earlier run") from None
+    except (OSError, SafetensorError, KeyError, TypeError):  # the last two: types that numpy does not know, as bfloat16
+        raise DataError(
+            "generate.start: expected a safetensors file of float32 arrays; export one from an earlier run"
+        ) from None
     parts = sorted({name.partition(".")[0] for name in found})
     unknown = [part for part in parts if part not in generator.all]
     if unknown or not parts:
@@ -253,6 +264,9 @@ def load_parts(generator: Generator, arrays: Mapping[str, object], parts: Iterab
     expected = {f"{part}.{name}": tensor for part in parts for name, tensor in generator.all[part].state_dict().items()}
     given = cast(Arrays, dict(arrays))
     check_arrays(given, {name: tuple(tensor.shape) for name, tensor in expected.items()})
+    scale = given.get("latents.scale")
+    if scale is not None and not scale > 0:
+        raise DataError("weights 'latents.scale' must be above 0; use weights of the same campaign")
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(torch.from_numpy(given[name].copy()))
