@@ -17,12 +17,16 @@ from rich.console import Console
 from rich.table import Table
 
 from client import approvals, folder
+from client.site import load_site
 from shared.config import load_campaign
-from shared.errors import ConfigError, RefusedError, WardroundError
+from shared.errors import ConfigError, DataError, RefusedError, WardroundError
 from shared.trust import keystore
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
+
+    from client.generate.arrived import Arrived
+    from client.generate.manifest import KeptSet
 
 _OUT = Console(highlight=False, soft_wrap=True)
 
@@ -127,6 +131,70 @@ def _revoke(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _generators(arguments: argparse.Namespace) -> int:
+    from client.generate.arrived import arrived
+
+    rows = arrived(load_site(arguments.folder / "site.json").generators)
+    if arguments.json:
+        print(json.dumps([_of_generator(one) for one in rows], indent=1))
+        return 0
+    table = Table("campaign", "arrived at", "MB", "whole", title="Generators at this site")
+    table.add_column("digest", overflow="fold")
+    for one in rows:
+        whole = "yes" if not one.missing else f"waits for {', '.join(one.missing)}"
+        table.add_row(one.campaign.name, one.arrived_at, f"{one.size_bytes / 1e6:.1f}", whole, one.digest)
+    _OUT.print(table if rows else "No generator has arrived at this site.")
+    return 0
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from client.generate.arrived import named
+
+    setup = load_site(arguments.folder / "site.json")
+    one = named(setup.generators, arguments.campaign)
+    if one.missing:
+        raise DataError(
+            f"the generator of campaign {one.campaign.name} still waits for {', '.join(one.missing)}; its phases are "
+            "not over"
+        )
+    from client.generate.now import kept_or_drawn
+
+    with _progress() as progress:
+        bar = progress.add_task("images", total=None)
+        kept = kept_or_drawn(
+            setup,
+            one.campaign,
+            variants=arguments.variants,
+            pictures=arguments.pictures,
+            on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )
+    _print_sets([kept], f"Synthetic images of campaign {one.campaign.name}")
+    for note in kept.report["notes"]:
+        _OUT.print(note)
+    if kept.report["refused"]:
+        raise RefusedError(f"not used: {kept.report['reason']}")
+    if arguments.pictures is not None:
+        _OUT.print(f"Pictures, with patients' images beside them, for this site alone: {arguments.pictures}")
+    return 0
+
+
+def _synthetic(arguments: argparse.Namespace) -> int:
+    from client.generate.manifest import kept_sets, remove_set
+
+    store = folder.read(arguments.folder).store
+    if arguments.remove is not None:
+        _OUT.print(f"Removed: {remove_set(store, arguments.remove)}")
+        return 0
+    sets = kept_sets(store)
+    if arguments.json:
+        print(json.dumps([dict(one.manifest) for one in sets], indent=1))
+    elif sets:
+        _print_sets(sets, "Synthetic images at this site")
+    else:
+        _OUT.print("No synthetic images at this site; draw some with: wardround-site generate")
+    return 0
+
+
 def _run(arguments: argparse.Namespace) -> int:
     from client.daemon import programs
     from shared.supervise import supervise
@@ -171,6 +239,42 @@ def _status(arguments: argparse.Namespace) -> int:
         table.add_row("approved", f"{campaign} ({digest})")
     _OUT.print(table)
     return 0
+
+
+def _of_generator(one: Arrived) -> dict[str, Any]:
+    return {
+        "digest": one.digest,
+        "campaign": one.campaign.name,
+        "arrived_at": one.arrived_at,
+        "size_bytes": one.size_bytes,
+        "missing": list(one.missing),
+    }
+
+
+def _print_sets(sets: Sequence[KeptSet], title: str) -> None:
+    """Counts, and what the guards measured; figures that were not measured are `-`."""
+    table = Table("campaign", "drawn at", "images", "copies", "members told", "rejected", "mask Dice", title=title)
+    table.add_column("used, of asked for")
+    table.add_column("digest", overflow="fold")
+    for one in sets:
+        report = one.report
+        classes = [f"{name} {row['used']}/{row['asked']}" for name, row in report["classes"].items()]
+        table.add_row(
+            one.manifest["name"],
+            one.manifest["drawn_at"],
+            "refused" if report["refused"] else str(one.manifest["counts"]["images"]),
+            f"{report['memorised_share']:.1%} (limit {report['memorised_limit']:.1%})",
+            _figure(report["nearness"].get("membership_auc")),
+            f"{report['rejected_share']:.0%}",
+            _figure(report["mask_dice"]),
+            ", ".join(classes),
+            one.digest,
+        )
+    _OUT.print(table)
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _two_columns(title: str) -> Table:
@@ -241,6 +345,15 @@ def _parser() -> argparse.ArgumentParser:
     _json_option(_command(commands, "approvals", _approvals, "what may run here"))
     revoke = _command(commands, "revoke-approval", _revoke, "withdraw an approval")
     revoke.add_argument("digest", metavar="DIGEST", help="as `approvals` shows it")
+    _json_option(_command(commands, "generators", _generators, "generators of images that arrived here"))
+    generate = _command(commands, "generate", _generate, "draw synthetic images from this site's training masks, now")
+    generate.add_argument("--campaign", required=True, metavar="NAME|DIGEST", help="as `generators` shows it")
+    variants = "images per slice; another number than the campaign's makes a set that its training does not use"
+    generate.add_argument("--variants", type=int, metavar="K", help=variants)
+    generate.add_argument("--pictures", type=Path, metavar="FOLDER", help="slices and synthetic images as a PNG file")
+    synthetic = _command(commands, "synthetic", _synthetic, "synthetic images at this site, and what the guards say")
+    synthetic.add_argument("--remove", metavar="DIGEST", help="remove a set instead")
+    _json_option(synthetic)
     _command(commands, "run", _run, "serve this site in the foreground (outbound connections only)")
     _command(commands, "check", _check, "keys, certificate, coordinator, store, approvals")
     _json_option(_command(commands, "status", _status, "processes and approvals"))

@@ -1,0 +1,111 @@
+"""What stands on a site's disk about its synthetic images: manifests in and out, sets listed and removed. No torch.
+
+<store>-synthetic/<first 12 of the digest>/
+    images.npy      float32 (S, C, H, W)
+    labels.npy      int64 (S, 2): index of the training slice, diagnosis
+    manifest.json   what they are and come from; written last: without it there is no set
+    batches/        images of a drawing that is not finished
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.errors import ConfigError, DataError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+BATCHES = "batches"
+LOCK = ".lock"
+REMEDY = "remove it (wardround-site synthetic DIR --remove DIGEST) and draw again (wardround-site generate)"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KeptSet:
+    """One set on the disk, by its manifest."""
+
+    folder: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def digest(self) -> str:
+        return str(self.manifest["digest"])
+
+    @property
+    def report(self) -> Mapping[str, Any]:
+        """Of the guards; client/generate/guards.py."""
+        found: Mapping[str, Any] = self.manifest["report"]
+        return found
+
+
+def synthetic_folder(store: Path) -> Path:
+    """Where a store's synthetic sets lie: beside it, so that nothing that reads a store meets them."""
+    return store.with_name(store.name + "-synthetic")
+
+
+def read_set(folder: Path) -> KeptSet:
+    """One set by its manifest; raises DataError: none there, another format, damaged."""
+    name = folder.name
+    damaged = DataError(f"the manifest of synthetic set {name} is damaged; {REMEDY}")
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        version, synthetic, report = manifest["format"], manifest["synthetic"], manifest["report"]
+        if version != FORMAT or synthetic is not True:
+            raise DataError(f"synthetic set {name}: expected format {FORMAT}, got {str(version)[:20]}; {REMEDY}")
+        texts = ("digest", "name", "campaign", "generator", "content", "drawn_at")
+        groups = manifest["counts"], manifest["sha256"], report, report["classes"], report["nearness"]
+        whole = all(isinstance(manifest[key], str) for key in texts) and all(isinstance(each, dict) for each in groups)
+        whole = whole and isinstance(report["refused"], bool) and isinstance(report["notes"], list)
+    except FileNotFoundError:
+        raise DataError(f"no synthetic set {name}; draw one with wardround-site generate") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise damaged from None
+    if not whole:
+        raise damaged
+    return KeptSet(folder, manifest)
+
+
+def kept_sets(store: Path) -> tuple[KeptSet, ...]:
+    """All whole sets of a store, the oldest first; raises DataError for a damaged manifest."""
+    found = [read_set(path.parent) for path in synthetic_folder(store).glob(f"*/{MANIFEST}")]
+    return tuple(sorted(found, key=lambda each: (str(each.manifest["drawn_at"]), each.digest)))
+
+
+def remove_set(store: Path, digest: str) -> str:
+    """Remove a set, finished or not, named by 8 or more characters of its digest; returns its folder's name."""
+    folders = [path for path in synthetic_folder(store).glob("*") if path.is_dir()]
+    named = [path for path in folders if path.name.startswith(digest[:12])]
+    if len(digest) < 8 or len(named) != 1:
+        raise ConfigError(
+            f"no synthetic set {digest[:12]!r} (name it by 8 or more characters); see: wardround-site synthetic"
+        )
+    (named[0] / MANIFEST).unlink(missing_ok=True)  # first: a set half removed is none
+    shutil.rmtree(named[0])
+    return named[0].name
+
+
+@contextmanager
+def drawing(store: Path) -> Iterator[None]:
+    """Hold the lock of a store's synthetic sets; waits while another program draws. The kernel frees it when the
+    process dies, however it dies."""
+    folder = synthetic_folder(store)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError:
+        raise DataError(
+            "the folder of synthetic images cannot be written; check its permissions and the disk"
+        ) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
