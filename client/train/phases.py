@@ -9,25 +9,23 @@ batches of half the size. Nothing is compiled here, whatever machine.compile say
 from __future__ import annotations
 
 import contextlib
-import operator
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 
 import torch
 from torch import Tensor, nn
 
 from client.dataset import Slices
-from client.train import gradprom
+from client.train import gradprom, taskdriven
 from client.train import shown as shown_to
-from client.train.emitdiff import LOSSES, Found, gradients, trained_part
+from client.train.emitdiff import LOSSES, trained_part
 from client.train.local import CHECK_EVERY, learning_rate
 from client.train.optimiser import Optimiser
+from client.train.phase_step import StepRecord, batch_gradients, means, update
 from client.train.shown import Latents, Pictures
-from client.train.taskdriven import both_gradients, labels_of_early, steered, task_recogniser
-from shared.config import CampaignConfig, MachineConfig, StrategyConfig
-from shared.errors import ConfigError
+from client.train.taskdriven import task_recogniser
+from shared.config import CampaignConfig, GenerateConfig, MachineConfig, StrategyConfig
 from shared.generate.average import averaged
 from shared.generate.networks import (
     TRAINED,
@@ -76,10 +74,20 @@ def train_phase(
     `on_step(done, steps)` is called after each step. Raises DataError if a loss or gradient is not finite (no weights
     must leave then), ConfigError if not even one image fits in memory.
     """
-    span = ((round - 1) / campaign.rounds.rounds, 1 / campaign.rounds.rounds)
-    return _train(
-        generator, slices, campaign, machine, ("site", site, "round", round), site, steps, span, state, on_step
-    )
+    rounds = campaign.rounds.rounds
+    stretch = _Stretch(site, ("round", round), steps, (round - 1) / rounds, 1 / rounds)
+    return _train(generator, slices, campaign, machine, stretch, state, on_step)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """Steps in a row: whose and which, how many, and their part of the learning rate's schedule, [0, 1)."""
+
+    site: str
+    purpose: tuple[str | int, ...]
+    steps: int
+    begins: float
+    length: float
 
 
 def _train(
@@ -87,37 +95,34 @@ def _train(
     slices: Slices,
     campaign: CampaignConfig,
     machine: MachineConfig,
-    purpose: tuple[str | int, ...],
-    site: str,
-    steps: int,
-    span: tuple[float, float],
+    stretch: _Stretch,
     state: PhaseState | None,
     on_step: OnStep | None,
 ) -> tuple[Mapping[str, float], PhaseState]:
-    """`span`: where on the schedule, in [0, 1), these steps begin, and how much of it they are."""
     began = time.perf_counter()
-    recogniser = _recogniser(slices, campaign, machine, site)
+    recogniser = _recogniser(slices, campaign, machine, stretch.site)
     device = placed(generator, machine)
     part = trained_part(generator, campaign.generate.phase)
     theta = gradprom.trained(part)
     state = state or PhaseState(gradprom.make_optimiser(part, campaign), campaign.training.batch_size)
     start_D = gradprom.flat(theta) if campaign.strategy.kind == "fedprox" else None
-    rngs = shown_to.randoms(campaign, *purpose)
-    records: list[_Step] = []
+    rngs = shown_to.randoms(campaign, "site", stretch.site, *stretch.purpose)
+    records: list[StepRecord] = []
     rate, drawn = 0.0, 0
-    for step, shown in enumerate(_batches(generator, slices, campaign, machine, steps, rngs)):
-        rate = state.optimiser.learning_rate = learning_rate(campaign, span[0] + span[1] * step / steps)
+    for step, shown in enumerate(_batches(generator, slices, campaign, machine, stretch.steps, rngs)):
+        rate = learning_rate(campaign, stretch.begins + stretch.length * step / stretch.steps)
+        state.optimiser.learning_rate = rate
         drawn += shown_to.size_of(shown)
         batch = shown_to.moved(shown, device, channels_last=machine.channels_last)
-        found, micro_size = _gradients(generator, theta, campaign, machine, batch, recogniser, state.micro_size)
+        found, micro_size = batch_gradients(generator, theta, campaign, machine, batch, recogniser, state.micro_size)
         state = replace(state, micro_size=micro_size)
         check = device.type == "cpu" or step % CHECK_EVERY == 0
-        records.append(_update(theta, state.optimiser, found, campaign, start_D, check=check))
+        records.append(update(theta, state.optimiser, found, campaign, start_D, check=check))
         if on_step is not None:
-            on_step(step + 1, steps)
+            on_step(step + 1, stretch.steps)
     gradprom.require_finite(torch.stack([record.finite for record in records]).all())
     spent = {"learning_rate": rate, "samples": float(drawn), "seconds": time.perf_counter() - began}
-    return {**_means(records), **spent}, state
+    return {**means(records), **spent}, state
 
 
 def _recogniser(slices: Slices, campaign: CampaignConfig, machine: MachineConfig, site: str) -> nn.Module | None:
@@ -145,93 +150,6 @@ def _batches(
         yield shown_to.draw_latents(tables, slices, chosen_B, campaign, rngs)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Step:
-    """0-dim tensors on the device."""
-
-    loss: Tensor
-    finite: Tensor
-    task: Mapping[str, Tensor]
-
-
-def _gradients(
-    generator: Generator,
-    theta: list[nn.Parameter],
-    campaign: CampaignConfig,
-    machine: MachineConfig,
-    batch: Pictures | Latents,
-    recogniser: nn.Module | None,
-    micro_size: int,
-) -> tuple[Found, int]:
-    """Of the whole batch, and the size of the parts that it fitted in memory with."""
-    size = shown_to.size_of(batch)
-
-    def of_part(part: Pictures | Latents) -> Found:
-        share = shown_to.size_of(part) / size
-        if recogniser is None:
-            return gradients(generator, theta, campaign.generate, part, share)
-        assert isinstance(part, Latents)
-        assert isinstance(batch, Latents)
-        return both_gradients(generator, recogniser, theta, campaign, part, share, labels_of_early(batch))
-
-    def sum_of_parts() -> Found | None:
-        device = batch.noise_BCHW.device
-        autocast = torch.autocast(device.type, torch.bfloat16, enabled=machine.precision == "bfloat16")
-        with contextlib.suppress(torch.OutOfMemoryError), autocast:
-            return reduce(operator.add, [of_part(part) for part in shown_to.parts(batch, micro_size)])
-        return None
-
-    # The retry is outside of the function that failed: its frame would keep the failed step's tensors alive.
-    while (total := sum_of_parts()) is None:
-        if micro_size == 1:
-            raise ConfigError("one image does not fit in the device's memory; choose generate.size=S or device=cpu")
-        micro_size = max(1, min(micro_size, size) // 2)
-        if batch.noise_BCHW.device.type == "cuda":
-            torch.cuda.empty_cache()
-    return total, micro_size
-
-
-def _update(
-    theta: list[nn.Parameter],
-    optimiser: Optimiser,
-    found: Found,
-    campaign: CampaignConfig,
-    start_D: Tensor | None,
-    *,
-    check: bool,
-) -> _Step:
-    """Pull back (FedProx), gate, clip, step. With `check`, raises DataError before anything moves."""
-    g_D = found.g_D
-    if start_D is not None:
-        g_D = g_D + campaign.strategy.proximal_mu * (gradprom.flat(theta) - start_D)
-    d_D, task = g_D, dict[str, Tensor]()
-    finite = torch.isfinite(found.loss)
-    if found.v_D is not None and found.task_loss is not None:
-        steer = steered(replace(found, g_D=g_D), campaign, [parameter.numel() for parameter in theta])
-        d_D = steer.d_D
-        finite = finite & torch.isfinite(found.v_D).all()
-        added = torch.linalg.vector_norm(steer.added_D) / torch.linalg.vector_norm(g_D).clamp(min=_TINY)
-        task = {"loss_task": found.task_loss, "gate_open_rate": steer.gate_open, "mean_cosine": steer.cosine,
-                "added_share": added}  # fmt: skip
-    d_D, norm_d = gradprom.clipped(d_D, campaign.training.clip_norm)
-    finite = finite & torch.isfinite(norm_d)
-    if check:
-        gradprom.require_finite(finite)
-    gradprom.assign(theta, d_D)
-    optimiser.step()
-    return _Step(found.loss, finite, task)
-
-
-_TINY = torch.finfo(torch.float32).tiny
-
-
-def _means(records: list[_Step]) -> dict[str, float]:
-    means = {"loss": float(torch.stack([record.loss for record in records]).mean())}
-    for name in records[0].task:
-        means[name] = float(torch.stack([record.task[name] for record in records]).mean())
-    return means
-
-
 def evaluate_phase(generator: Generator, slices: Slices, campaign: CampaignConfig, machine: MachineConfig) -> Metrics:
     """Moments over images of what the campaign's phase is about; weights and modes are as before when it returns.
 
@@ -245,8 +163,9 @@ def evaluate_phase(generator: Generator, slices: Slices, campaign: CampaignConfi
     columns: dict[str, list[Tensor]] = {}
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=machine.precision == "bfloat16")
     with _judging(generator), torch.no_grad(), autocast:
-        for chosen_B in torch.split(torch.arange(len(slices)), shown_to.BATCH_SIZE):
-            for name, values_B in _judged(generator, slices, chosen_B, campaign, machine, device).items():
+        for batches in _judged_batches(generator, slices, campaign, machine):
+            moved = [shown_to.moved(batch, device, channels_last=machine.channels_last) for batch in batches]
+            for name, values_B in _scores(generator, campaign.generate, moved).items():
                 columns.setdefault(name, []).append(values_B.cpu())
     return {name: moments(torch.cat(values).double().numpy()) for name, values in columns.items()}
 
@@ -263,27 +182,31 @@ def _judging(generator: Generator) -> Iterator[None]:
             network.train(training)
 
 
-def _judged(
-    generator: Generator,
-    slices: Slices,
-    chosen_B: Tensor,
-    campaign: CampaignConfig,
-    machine: MachineConfig,
-    device: torch.device,
-) -> dict[str, Tensor]:
-    generate, phase = campaign.generate, campaign.generate.phase
-    if phase == "autoencoder":
-        return _reconstructed(generator, slices.clean_NCHW[chosen_B].to(device))
-    batches: Sequence[Pictures | Latents]
-    if phase == "edges":
+def _judged_batches(
+    generator: Generator, slices: Slices, campaign: CampaignConfig, machine: MachineConfig
+) -> Iterator[Sequence[Pictures | Latents]]:
+    """All slices in order; of each batch every form that it is judged in."""
+    if not len(slices):
+        return
+    all_N = torch.split(torch.arange(len(slices)), shown_to.BATCH_SIZE)
+    if campaign.generate.phase in ("edges", "autoencoder"):
         as_they_are = replace(campaign, training=replace(campaign.training, augment=False))
         rngs = shown_to.randoms(campaign, "evaluation")
-        batches = [shown_to.draw_pictures(generator, slices, chosen_B, as_they_are, rngs)]
-    else:
-        tables = shown_to.tables_of(generator, slices, campaign, machine, mirrored=False)
-        batches = shown_to.judged_latents(tables, slices, chosen_B, campaign, JUDGED_TIMES)
-    moved = [shown_to.moved(batch, device, channels_last=machine.channels_last) for batch in batches]
-    return {f"{phase}.loss": torch.stack([LOSSES[phase](generator, generate, batch) for batch in moved]).mean(0)}
+        for chosen_B in all_N:
+            yield [shown_to.draw_pictures(generator, slices, chosen_B, as_they_are, rngs)]
+        return
+    tables = shown_to.tables_of(generator, slices, campaign, machine, mirrored=False)
+    for chosen_B in all_N:
+        yield shown_to.judged_latents(tables, slices, chosen_B, campaign, JUDGED_TIMES)
+
+
+def _scores(generator: Generator, generate: GenerateConfig, batches: Sequence[Pictures | Latents]) -> dict[str, Tensor]:
+    phase = generate.phase
+    if phase == "autoencoder":
+        (pictures,) = batches
+        assert isinstance(pictures, Pictures)
+        return _reconstructed(generator, pictures.image_BCHW)
+    return {f"{phase}.loss": torch.stack([LOSSES[phase](generator, generate, batch) for batch in batches]).mean(0)}
 
 
 def _reconstructed(generator: Generator, image_BCHW: Tensor) -> dict[str, Tensor]:
@@ -313,9 +236,8 @@ def finetune(
     if untrained(generator):
         start_controlnet(generator)
     here = replace(campaign.in_phase("controlnet"), strategy=StrategyConfig(kind="fedavg"))
-    record, _ = _train(
-        generator, slices, here, machine, ("site", site, "finetune"), site, steps, (0.0, 1.0), None, on_step
-    )
+    stretch = _Stretch(site, ("finetune",), steps, 0.0, 1.0)
+    record, _ = _train(generator, slices, here, machine, stretch, None, on_step)
     return record
 
 
@@ -395,3 +317,9 @@ def _set_scale(generator: Generator, metrics: Metrics) -> None:
     square = metrics["latents.square"].mean
     with torch.no_grad():
         generator.latents.scale.fill_(square**-0.5)
+
+
+def forget() -> None:
+    """Let go of what this process has worked out once: latents, hints, recognisers, and the slices behind them."""
+    shown_to.forget()
+    taskdriven.forget()
