@@ -18,7 +18,7 @@ from shared.types import Plan
 from shared.weights import arrays_digest
 
 if TYPE_CHECKING:
-    from client.dataset import Slices, Synthetic
+    from client.dataset import SiteData, Slices, Synthetic
     from shared.generate.networks import Generator
 
 
@@ -52,7 +52,7 @@ def load_frozen(generator: Generator, plan: Plan, generators: Path, agreed: Camp
 
 
 def training_slices(
-    plan: Plan, setup: SiteSetup, agreed: CampaignConfig, campaign: CampaignConfig, train: Slices
+    plan: Plan, setup: SiteSetup, agreed: CampaignConfig, campaign: CampaignConfig, data: SiteData
 ) -> Slices:
     """The training split, with the site's synthetic images where the campaign trains with them.
 
@@ -60,15 +60,16 @@ def training_slices(
     Raises RefusedError where the generator at hand is not the plan's or a guard refuses it.
     """
     if not campaign.augment.generated:
-        return train
+        return data.train
+    from client.generate.synthetic import site_synthetic
     from shared.generate.networks import build_generator
 
     key = (setup.name, setup.store, campaign_digest(agreed), plan.frozen_digest)
     if key not in _synthetic:
         generator = build_generator(campaign)
         load_frozen(generator, plan, setup.generators, agreed, "train")
-        _synthetic[key] = site_synthetic(generator, train, agreed, setup)
-    return replace(train, synthetic=_synthetic[key])
+        _synthetic[key] = site_synthetic(generator, data.train, agreed, setup, held_out=data.validation)
+    return replace(data.train, synthetic=_synthetic[key])
 
 
 _synthetic: dict[tuple[str, Path, str, str], Synthetic] = {}

@@ -1,4 +1,4 @@
-"""A generator's networks as they arrive in, kept beside the store, and out again: what a phase needs and does not train.
+"""A generator's networks as they arrive in, kept beside the store, and out again: what phases do not train.
 
     <store>-generators/<campaign digest>/<network>.safetensors    one file per network, replaced as a whole
                                          /campaign.json            the campaign that they were made for

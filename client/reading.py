@@ -136,9 +136,12 @@ def true_probability(read_as: Reading, slices: Slices) -> Values:
 
 
 def taken(slices: Slices, indices: Sequence[int]) -> Slices:
-    """Some of the slices, in the order asked for; identities go with them, and so does their degradation."""
+    """Some of the slices, in the order asked for; identities go with them, and so does their degradation. Synthetic
+    images do not."""
     chosen = torch.tensor(list(indices), dtype=torch.int64)
     parts: dict[str, Any] = {
         each.name: value[chosen] for each in fields(slices) if isinstance(value := getattr(slices, each.name), Tensor)
     }
-    return replace(slices, **parts, identity=tuple(slices.identity[index] for index in indices))
+    identity = tuple(slices.identity[index] for index in indices)
+    acquired = tuple(slices.acquired[index] for index in indices) if slices.acquired else ()
+    return replace(slices, **parts, identity=identity, acquired=acquired, synthetic=None)

@@ -2,7 +2,7 @@
 
     for each phase:  what it trains <- initial weights or what the phase before left
                      what it does not train -> every site, once, with the handshake
-                     rounds as ever (server/rounds.py), in phases/<name> of the run's folder; `train` in the folder itself
+                     rounds as ever (server/rounds.py), in phases/<name> of the run's folder; `train` in the folder
 
 Only what a phase trains travels in its rounds. A run goes on in the phase, and at the round, where it was lost: phases
 before it end again at once, from their checkpoints. After the autoencoder's phase the scale of its latents is fixed:

@@ -146,7 +146,7 @@ def insist(run: Run, members: Members, state: FederationState, action: Action, n
 
 
 def _still_in(run: Run, members: Members, replies: Replies | None) -> Members:
-    """Where the handshake brings what is frozen, whoever dropped out of the round is asked again: it may have lost it."""
+    """Where the handshake brings what is frozen, whoever dropped out is asked again: it may have lost it."""
     if not run.frozen.digest:
         return members
     dropped = replies.dropped if replies else {card.site for card in members.cards.values()}

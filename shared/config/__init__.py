@@ -43,11 +43,6 @@ from shared.config.programs import (
 from shared.config.recognition import LabelsConfig, LearnConfig, RecogniserConfig, SelfRegConfig
 
 __all__ = [
-    "TaskConfig",
-    "PhaseConfig",
-    "Phase",
-    "GenerateConfig",
-    "DrawConfig",
     "AugmentConfig",
     "CampaignConfig",
     "CompareConfig",
@@ -55,7 +50,9 @@ __all__ = [
     "DataConfig",
     "DegradeConfig",
     "DeidentifyConfig",
+    "DrawConfig",
     "EnhancerConfig",
+    "GenerateConfig",
     "HospitalConfig",
     "HospitalsConfig",
     "IngestConfig",
@@ -64,6 +61,8 @@ __all__ = [
     "LearnConfig",
     "MachineConfig",
     "ObjectiveConfig",
+    "Phase",
+    "PhaseConfig",
     "RecogniserConfig",
     "RoundsConfig",
     "ScannerConfig",
@@ -73,6 +72,7 @@ __all__ = [
     "StrategyConfig",
     "StudyConfig",
     "TableConfig",
+    "TaskConfig",
     "TrainingConfig",
     "agreed_phase",
     "build",

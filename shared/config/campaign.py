@@ -511,12 +511,12 @@ class CampaignConfig:
         generate, augment = self.generate, self.augment
         if augment.generated and not generate.on:
             raise ConfigError(f"augment={augment.kind} needs a generator; add generate=emit-diff")
-        if augment.kind.startswith("emit-diff") and augment.mix == "patches":
-            if self.enhance.kind != "none" or self.learn.streams or self.objective.recognition != "supervised":
-                raise ConfigError(
-                    "augment.mix=patches merges what a supervised recogniser says: it needs enhance=none and "
-                    "learn=supervised; choose augment.mix=images"
-                )
+        supervised = not self.learn.streams and self.objective.recognition == "supervised"
+        if augment.generated and augment.mix == "patches" and not (supervised and self.enhance.kind == "none"):
+            raise ConfigError(
+                "augment.mix=patches merges what a supervised recogniser says: it needs enhance=none and "
+                "learn=supervised; choose augment.mix=images"
+            )
         if not generate.on:
             return
         if not self.data.masks and generate.edges == "none":

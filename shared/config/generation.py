@@ -65,7 +65,7 @@ class DrawConfig:
     """own: the diagnosis of the image whose mask is used; balanced: the diagnoses that a site has few of are asked for
     over the masks of its other patients too, with the edges inside the mask's last class left out."""
     keep: float = 1.0
-    """Quality filter: share of each class's images kept, those whose mask and edges agree best; 1: off, as published."""
+    """Quality filter: share of each class's images kept, those whose mask and edges agree best; 1: off, published."""
     memorised_share: float = 0.05
     """More synthetic images than this share nearer to a training image than training images are to one another: the
     generator is refused. What lies too near is never used."""
@@ -112,11 +112,11 @@ class GenerateConfig:
     drop_text: float = 0.1
     """Share of training images whose prompt is the null token: what guidance needs. Published: 0."""
     drop_hint: float = 0.0
-    kl_weight: float = 1e-4
+    kl_weight: float = 1e-5
     """Of the autoencoder's KL term, a mean over latent values, beside the mean absolute error."""
     ema: float = 0.5
     """Per round: the share of the former average in the moving average of weights that a phase ends with; 0: none."""
-    autoencoder: PhaseConfig = PhaseConfig()
+    autoencoder: PhaseConfig = PhaseConfig(rounds=10, local_steps=60, batch_size=8, learning_rate=4e-3)
     denoiser: PhaseConfig = PhaseConfig()
     controlnet: PhaseConfig = PhaseConfig()
     finetune_steps: int = 0

@@ -24,7 +24,8 @@ from shared.weights import PARTS, parts_of
 from shared.wire.arrays import Half, decode_array, encode_array, encode_half
 
 FORMAT = 4
-"""4: a plan says by a digest what a generator's phase does not train, and a handshake may bring it; 3: an update counts images per part of the network; 2: what recognition added may stand beside a difference."""
+"""4: a plan says by a digest what a generator's phase does not train, and a handshake may bring it; 3: an update counts
+images per part of the network; 2: what recognition added may stand beside a difference."""
 ADDED = "added."
 MAX_HEADER_BYTES = 4 * 1024**2
 MAX_ARRAYS = 20_000
