@@ -102,15 +102,16 @@ def encoded_sentences(folder: str, kinds: Sequence[Sequence[str]]) -> Sentences:
 
 
 def _encoder(folder: Path) -> tuple[CLIPTextModel, CLIPTokenizer]:
+    missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
+    if missing:
+        raise ConfigError(f"generate.text_encoder: expected a folder with {', '.join(missing)}, got none; {_REMEDY}")
     try:
         from transformers import CLIPTextModel, CLIPTokenizer
     except ImportError:
         raise ConfigError(
-            "generate.text=sentence needs the extra `text`: pip install 'wardround[text]'; without it use embedding"
+            "generate.text=sentence needs the extra `text`: pip install 'wardround[text]'; without it use "
+            "generate.text=embedding"
         ) from None
-    missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
-    if missing:
-        raise ConfigError(f"generate.text_encoder: expected a folder with {', '.join(missing)}, got none; {_REMEDY}")
     try:
         model = CLIPTextModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
