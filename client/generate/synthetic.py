@@ -25,6 +25,7 @@ from client.generate.draw import Drawn, OnProgress, draw_synthetic, generator_di
 from client.generate.manifest import BATCHES, FORMAT, MANIFEST, REMEDY, KeptSet, drawing, read_set, synthetic_folder
 from client.ingest.store import rule_digest, write_array
 from client.site import SiteSetup
+from client.train.phases import finetune
 from shared.checkpoint import write_atomically
 from shared.config import CampaignConfig, campaign_digest, to_dict, without_places
 from shared.errors import DataError, RefusedError
@@ -84,7 +85,8 @@ def _draw_set(
     weights = generator_digest(generator)
     digest = set_digest(campaign, weights)
     folder = synthetic_folder(setup.store) / digest[:12]
-    _fine_tune(generator, train, campaign, setup)
+    if len(train):
+        finetune(generator, train, campaign, setup.machine, site=setup.name)
     drawn = draw_synthetic(
         generator, train, campaign, setup.machine, site=setup.name, held_out=held_out,
         folder=folder / BATCHES, on_progress=on_progress,
@@ -100,18 +102,6 @@ def _draw_set(
         "drawn_at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     }
     return save_synthetic(folder, drawn, manifest)
-
-
-def _fine_tune(generator: Generator, train: Slices, campaign: CampaignConfig, setup: SiteSetup) -> None:
-    """The ControlNet on the site's own training slices, as one round of its phase."""
-    steps = campaign.generate.finetune_steps
-    if not steps or not len(train):
-        return
-    from client.train.phases import train_phase
-
-    phase = campaign.in_phase("controlnet")
-    phase = replace(phase, rounds=replace(phase.rounds, rounds=1))
-    train_phase(generator, train, phase, setup.machine, site=f"{setup.name}/fine-tune", round=1, steps=steps)
 
 
 def set_digest(campaign: CampaignConfig, generator: str) -> str:
