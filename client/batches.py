@@ -2,9 +2,9 @@
 
 Training batches are made in a background thread while the step before them runs. Augmentation is drawn as a value and
 then applied, like every degradation: flips and shifts (training.augment), then augment.kind, both on the clean image
-before it is degraded, and alike on its mask and a synthetic image beside it. Evaluation has none of it, and no
-synthetic image. In evaluation a slice's degradation is drawn from the campaign's seed and the
-slice's identity alone: every model, at every site and in the pooled comparison, sees the same noise.
+before it is degraded, and alike on its mask and on a synthetic image beside it. Evaluation has none of it and shows no
+synthetic image: a slice's degradation is drawn from the campaign's seed and the slice's identity alone, so that every
+model, at every site and in the pooled comparison, sees the same noise.
 """
 
 from __future__ import annotations

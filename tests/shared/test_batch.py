@@ -56,3 +56,36 @@ def test_without_kspace_nothing_is_carried() -> None:
 def test_kspace_without_its_rows_is_no_batch() -> None:
     with pytest.raises(AssertionError, match="comes with its rows"):
         Batch(*with_kspace().tensors()[:6])
+
+
+def with_partners() -> Batch:
+    rng = torch.Generator().manual_seed(0)
+    image, other = torch.rand(2, 5, 3, 4, 4, generator=rng)
+    real = torch.rand(5, 4, 4, generator=rng) > 0.5
+    labels = torch.zeros(5, 4, 4).long(), torch.ones(5).bool(), torch.tensor([0, -1, 1, -1, 0])
+    partners = torch.tensor([0, 1, 1, -1, -1])
+    return Batch(image, image, *labels, synthetic_BCHW=other, synthetic_diagnosis_B=partners, real_cells_BHW=real)
+
+
+def test_a_synthetic_image_goes_where_its_partner_goes() -> None:
+    batch = with_partners()
+    assert len(batch.tensors()) == 8
+    moved = batch.to(torch.device("cpu"), channels_last=True)
+    assert moved.synthetic_BCHW is not None
+    assert moved.synthetic_BCHW.is_contiguous(memory_format=torch.channels_last)
+    parts = moved.micro_batches(2)
+    assert [part.size for part in parts] == [2, 2, 1]
+    for index, whole in enumerate(batch.tensors()):
+        assert torch.equal(torch.cat([part.tensors()[index] for part in parts]), whole)
+    assert all(part.real_cells_BHW is not None for part in parts)
+
+
+def test_a_pair_is_diagnosed_where_either_of_its_images_is() -> None:
+    batch = with_partners()
+    assert batch.diagnosed_B.tolist() == [True, True, True, False, True]
+    assert Batch(*batch.tensors()[:5]).diagnosed_B.tolist() == [True, False, True, False, True]
+
+
+def test_a_synthetic_image_without_its_cells_is_no_batch() -> None:
+    with pytest.raises(AssertionError, match="with its diagnosis and its cells"):
+        Batch(*with_partners().tensors()[:5], synthetic_BCHW=torch.zeros(5, 3, 4, 4))
