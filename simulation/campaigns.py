@@ -111,6 +111,11 @@ def _cell(config: SimulationConfig, seed: int, folder: Path, console: Console) -
         console.print(f"seed {seed}: kept from an earlier run (fresh=true runs it again)")
         return kept
     campaign = dataclasses.replace(config.campaign, seed=seed)
+    if campaign.generate.on and not campaign.augment.generated:
+        raise ConfigError(
+            f"generate={campaign.generate.kind} alone trains a generator and nothing that could be compared; add "
+            "augment=emit-diff, or look at generators with experiment=generation"
+        )
     seconds: dict[str, float] = {}
     began = first = time.perf_counter()
     with Display(console) as display:

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from client.dataset import SiteData, Slices, merge, open_site
 from client.evaluate import STATES, Scores, evaluate
+from client.site import SiteSetup
 from server.about import versions
 from server.closing import labels_of
 from shared.checkpoint import write_atomically
@@ -89,7 +90,7 @@ def compare(
     `on_event` gets a ModelStep after each step of a comparator. Raises DataError for a store that cannot be used.
     """
     campaign = replace(config.campaign, seed=seed)
-    datas = {site: open_site(store, site, campaign) for site, store in stores.items()}
+    datas = {site: _opened(store, site, campaign, machine) for site, store in stores.items()}
     together = merge(list(datas.values()))
 
     began = time.perf_counter()
@@ -120,12 +121,32 @@ def compare(
         method=campaign.objective.kind,
         seed=seed,
         rows=tuple(rows),
-        rounds=tuple(federated.records),
+        rounds=tuple(of_training(federated.records)),
         sites={site: _sheet(data, config) for site, data in datas.items()},
         pictures=shown,
         seconds={"comparators": trained - began, "judging": time.perf_counter() - trained},
         pseudo_labels=pseudo,
     )
+
+
+def _opened(store: Path, site: str, campaign: CampaignConfig, machine: MachineConfig) -> SiteData:
+    """A site's slices; where the campaign draws synthetic images, with those that the site drew for the federation, so
+    that every model learns from the same ones."""
+    data = open_site(store, site, campaign)
+    if not campaign.augment.generated:
+        return data
+    from client.generate.synthetic import site_synthetic
+    from client.generators import kept_generator
+
+    setup = SiteSetup(site, store, machine, {})
+    generator = kept_generator(setup.generators, campaign)
+    synthetic = site_synthetic(generator, data.train, campaign, setup, held_out=data.validation)
+    return replace(data, train=replace(data.train, synthetic=synthetic))
+
+
+def of_training(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The records of the rounds that trained enhancer and recogniser: not those of a generator's phases."""
+    return [record for record in records if record.get("phase", "train") == "train"]
 
 
 def elsewhere_config(config: SimulationConfig, campaign: CampaignConfig | None = None) -> SimulationConfig:
@@ -238,8 +259,9 @@ def _claims(rows: Sequence[Row], config: SimulationConfig) -> list[dict[str, Any
 
 def _federated(campaign: CampaignConfig, federated: Federated) -> Model:
     networks = build_networks(campaign)
-    load_arrays(networks, federated.weights)
-    training = [site for record in federated.records for site in record["training"].values()]
+    own = {name: values for name, values in federated.weights.items() if name.partition(".")[0] in networks.all}
+    load_arrays(networks, own)
+    training = [site for record in of_training(federated.records) for site in record["training"].values()]
     return Model(
         "federated", "all", networks, sum(site["samples"] for site in training), sum(s["seconds"] for s in training)
     )

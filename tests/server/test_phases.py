@@ -90,7 +90,12 @@ def test_a_phase_sends_what_it_trains_and_its_handshake_what_it_does_not(
         "controlnet",
     ]
     assert [record["phase"] for record in result.records] == ["autoencoder"] * 3 + ["denoiser"] * 3 + ["controlnet"] * 3
-    assert set(result.state.weights) == {*PARTS["autoencoder"], *PARTS["denoiser"], *PARTS["controlnet"], "latents.scale"}
+    assert set(result.state.weights) == {
+        *PARTS["autoencoder"],
+        *PARTS["denoiser"],
+        *PARTS["controlnet"],
+        "latents.scale",
+    }
     assert all(float(values.ravel()[0]) == 2.0 for name, values in result.state.weights.items() if name[0] != "l")
 
 
