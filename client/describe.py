@@ -20,6 +20,59 @@ _DEGRADED = {
 
 def describe(campaign: CampaignConfig) -> tuple[tuple[str, str], ...]:
     """Rows of (question, answer); builds the networks once to say how much leaves."""
+    if campaign.generate.on and not campaign.augment.generated:
+        return (*_agreement(campaign), *_generator(campaign), _CARD, _PRIVACY)
+    generator = _generator(campaign) if campaign.generate.on else ()
+    return (*_agreement(campaign), *generator, *_training(campaign), _CARD, _PRIVACY)
+
+
+_CARD = ("leaves once", "counts: patients, series, slices, masks, patients per diagnosis and per split; versions")
+_PRIVACY = (
+    "privacy",
+    "no noise is added to what leaves: whoever sees the weight differences may learn about training data",
+)
+
+
+def _agreement(campaign: CampaignConfig) -> tuple[tuple[str, str], ...]:
+    modalities = " and ".join(campaign.data.ingest.modalities)
+    return (
+        ("campaign", f"{campaign.name} (digest {campaign_digest(campaign)})"),
+        ("reads", f"{modalities} images of this site's de-identified store; no other file"),
+    )
+
+
+def _generator(campaign: CampaignConfig) -> tuple[tuple[str, str], ...]:
+    """What a shared generator takes from this site and leaves at it."""
+    from shared.generate.networks import TRAINED, build_generator, parts_arrays
+
+    generator, lengths, leaves = build_generator(campaign), [], []
+    for phase in campaign.generate.phases:
+        here = campaign.in_phase(phase)
+        lengths.append(f"{phase} {here.rounds.rounds} rounds of {here.training.local_steps} steps")
+        arrays = parts_arrays(generator, TRAINED[phase])
+        leaves.append(f"{phase} {sum(array.nbytes for array in arrays.values()) / 1e6:.1f} MB")
+    prompts = "" if campaign.generate.text == "none" else ", and from modality, body part and diagnosis"
+    drawn = (
+        f"{campaign.generate.draw.variants} synthetic images per training image with a mask, drawn here, marked as "
+        "such, checked against this site's training images and used for training alone"
+        if campaign.augment.generated
+        else "synthetic images are drawn only where this site asks for them (wardround-site generate)"
+    )
+    return (
+        ("learns first" if campaign.augment.generated else "learns",
+         f"to draw images like those of all sites from edges and outlines{prompts} ({campaign.generate.kind})"),
+        ("in phases", "; ".join(lengths)),
+        ("leaves, each round of a phase",
+         f"differences of the weights that it trains ({'; '.join(leaves)} as float32); losses, samples, seconds; per "
+         "metric (reconstruction, denoising loss, spread of latents) the count, sum, sum of squares and quantiles"),
+        ("stays at every site",
+         "the finished generator: it has learned from this site's images, and could repeat one that it learned by "
+         "heart; each site checks what it draws against its own images, not against those of others"),
+        ("stays here", drawn),
+    )  # fmt: skip
+
+
+def _training(campaign: CampaignConfig) -> tuple[tuple[str, str], ...]:
     from shared.networks import build_networks
     from shared.weights import to_arrays
 
@@ -30,12 +83,9 @@ def describe(campaign: CampaignConfig) -> tuple[tuple[str, str], ...]:
         halves = sum(array.nbytes / 2 for name, array in arrays.items() if name.startswith(ENHANCER)) / 1e6
         apart = f"which part of the enhancer's differences recognition caused ({halves:.1f} MB as float16), "
     parts = ", ".join(f"{part}.*" for part in sorted({name.split(".")[0] for name in arrays}))
-    data, rounds = campaign.data, campaign.rounds
     return (
-        ("campaign", f"{campaign.name} (digest {campaign_digest(campaign)})"),
-        ("reads", f"{' and '.join(data.ingest.modalities)} images of this site's de-identified store; no other file"),
         ("learns", _learns(campaign)),
-        ("how long", f"{rounds.rounds} rounds of {campaign.training.local_steps} steps on this machine"),
+        ("how long", f"{campaign.rounds.rounds} rounds of {campaign.training.local_steps} steps on this machine"),
         (
             "leaves, each round",
             f"differences of {len(arrays)} weight arrays ({parts}; {megabytes:.1f} MB as float32), {apart}"
@@ -47,11 +97,6 @@ def describe(campaign: CampaignConfig) -> tuple[tuple[str, str], ...]:
             f"the networks{_beside(campaign)}; per metric (psnr_db, ssim, rmse, dice, jaccard, precision, recall, "
             "mask_ssim, accuracy, f1, auc) the count, sum, sum of squares and five quantiles over this site's images "
             "or patients",
-        ),
-        ("leaves once", "counts: patients, series, slices, masks, patients per diagnosis and per split; versions"),
-        (
-            "privacy",
-            "no noise is added to what leaves: whoever sees the weight differences may learn about training data",
         ),
     )
 

@@ -6,11 +6,14 @@ from dataclasses import replace
 
 from client.describe import describe
 from shared.config import (
+    AugmentConfig,
     CampaignConfig,
     DegradeConfig,
     EnhancerConfig,
+    GenerateConfig,
     LearnConfig,
     ObjectiveConfig,
+    PhaseConfig,
     SelfRegConfig,
     StrategyConfig,
 )
@@ -66,3 +69,20 @@ def test_mean_mask_map_is_told_where_it_leaves_and_from_how_many_patients_on(cam
     here = dict(describe(alone(campaign, kind="multimix", mask_ssl="prior")))["leaves, each round"]
     assert "where masks lie" not in here
     assert "prior.*" not in here
+
+
+def test_a_generator_is_described_by_what_leaves_in_each_phase_and_what_stays_at_other_sites(
+    campaign: CampaignConfig,
+) -> None:
+    alone = replace(campaign, generate=GenerateConfig(kind="emit-diff", denoiser=PhaseConfig(rounds=3, local_steps=7)))
+    said = dict(describe(alone))
+    assert "denoiser 3 rounds of 7 steps" in said["in phases"]
+    assert "autoencoder 1.0 MB; denoiser 4." in said["leaves, each round of a phase"]
+    assert "could repeat one that it learned by heart" in said["stays at every site"]
+    assert "wardround-site generate" in said["stays here"]
+    assert "how long" not in said
+    whole = dict(describe(replace(alone, augment=AugmentConfig(kind="emit-diff", mix="images"))))
+    assert "4 synthetic images per training image" in whole["stays here"]
+    assert (
+        whole["how long"] == f"{campaign.rounds.rounds} rounds of {campaign.training.local_steps} steps on this machine"
+    )
