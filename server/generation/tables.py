@@ -36,7 +36,7 @@ _GENERATOR: dict[str, tuple[str, ...]] = {
     "conditions": ("controlnet_loss", *_QUALITY),
     "steps": (*_QUALITY, "images_per_s"),
     "task": ("controlnet_loss", *_QUALITY),
-    "memorisation": (*_GUARDS[::2], "nearest_ratio", "mask_dice", "feature_distance"),
+    "memorisation": (*_GUARDS[::2], "nearest_ratio", "membership_auc", "mask_dice", "feature_distance"),
 }
 """By the first words of a table's name: the figures of generators that it shows."""
 _NEUTRAL = ("real_dice", "real_distance", "rejected_share", "refused", "images_per_s")

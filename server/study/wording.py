@@ -34,10 +34,14 @@ _GENERATION = {
     ),
     "real_distance": Shown("of real images", "feature distance of real test images: what is as near as it gets", 3),
     "nearest_ratio": Shown(
-        "nearest ratio", "median distance to the nearest training image, over that between training images", 2
+        "nearest ratio", "median distance to the nearest training image over that to other patients' images", 2
     ),
-    "memorised_share": Shown("too near, share", "drawn images nearer to a training image than those are to one another",
+    "memorised_share": Shown("too near, share", "drawn images that the guard takes for copies of training images",
                              3, "", False),
+    "membership_auc": Shown(
+        "membership", "pairs of a drawn and a held-out image in which the drawn one is nearer to training images; 0.5: "
+        "no trace of them", 3, "", False,
+    ),
     "rejected_share": Shown("rejected, share", "drawn images that a guard left out"),
     "refused": Shown("refused, share of sites", "where the guard refuses the generator", 2),
     "images_per_s": Shown("images per s", "drawn, all guards left out", 1),

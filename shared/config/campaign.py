@@ -387,10 +387,10 @@ class CampaignConfig:
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """What its rounds are spent on, in order: those of a generator, then what its images are for. None where it
-        trains an enhancer and a recogniser without a generator."""
+        """What its rounds are spent on, in order: those of a generator (none where it starts with a whole one), then
+        what its images are for. None where it trains an enhancer and a recogniser without a generator."""
         phases = self.generate.phases
-        return (*phases, "train") if phases and self.augment.generated else phases
+        return (*phases, "train") if self.generate.on and self.augment.generated else phases
 
     def in_phase(self, phase: Phase) -> CampaignConfig:
         """The campaign of one phase, with a digest of its own; its rounds and training are the phase's."""

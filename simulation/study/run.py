@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,24 +24,27 @@ from server.about import versions
 from server.report import write_report
 from server.wording import duration_shown
 from shared.checkpoint import write_atomically
-from shared.config import SimulationConfig, StudyConfig, campaign_digest, to_dict, without_places
-from shared.errors import ConfigError, DataError, PeerError
+from shared.config import MachineConfig, SimulationConfig, StudyConfig, campaign_digest, to_dict, without_places
+from shared.errors import ConfigError, DataError, PeerError, RefusedError
 from simulation.locks import free, locked
-from simulation.study.cell import conditions, run_cell
+from simulation.study.cell import Result, Say, conditions, run_cell
 from simulation.study.claims import claims_of as enhancement_claims
-from simulation.study.grid import Cell, planned, with_roots
+from simulation.study.generation import claims_of as generation_claims
+from simulation.study.generation_cells import generation_conditions, run_generation_cell
+from simulation.study.grid import Cell, common_of, planned, tables_of, with_roots
 from simulation.study.recognisers import recognition_conditions, run_recogniser_cell
 from simulation.study.recognition import claims_of as recognition_claims
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("client", "server", "shared", "simulation")
 PAGES = (
-    *("server/study", "server/recognition", "server/report", "simulation/study/document", "simulation/study/markdown"),
-    *("simulation/study/claims", "simulation/study/recognition", "simulation/bench"),
+    *("server/study", "server/recognition", "server/generation/", "server/report", "simulation/study/document"),
+    *("simulation/study/markdown", "simulation/study/claims", "simulation/study/recognition", "simulation/bench"),
+    *("simulation/study/generation.py", "simulation/study/generation_document"),
 )
 """Code that shows figures, or measures time; all other code may decide them."""
 
-_CLAIMS = {"enhancement": enhancement_claims, "recognition": recognition_claims}
+_CLAIMS = {"enhancement": enhancement_claims, "recognition": recognition_claims, "generation": generation_claims}
 
 
 def run_study(config: SimulationConfig, console: Console) -> Path:
@@ -94,11 +97,11 @@ def _one(cell: Cell, place: str, folder: Path, config: SimulationConfig, console
         console.print(f"{place} {cell.tables[0]}: {words} seed={cell.seed}", markup=False, soft_wrap=True)
         try:
             with console.status("") as status:
-                run = run_recogniser_cell if cell.kind == "recognition" else run_cell
-                result = run(cell, folder, config.machine, lambda text: status.update(f"  {text}"))
+                result = _run_of(cell)(cell, folder, config.machine, lambda text: status.update(f"  {text}"))
             kept = {**asdict(result), "code": code_digest(), "overrides": cell.overrides, "seed": cell.seed}
             content = _finite_json(kept)
-        except (DataError, PeerError) as error:  # training that diverges: a result too, and no reason to stop at
+        except (DataError, PeerError, RefusedError) as error:
+            # Training that diverges, a generator that a guard refuses: a result too, and no reason to stop at.
             console.print(f"{place} failed: {error}", markup=False, soft_wrap=True)
             failed = {"failed": str(error), "code": code_digest(), "overrides": cell.overrides, "seed": cell.seed}
             write_atomically(path, json.dumps(failed).encode())
@@ -106,6 +109,11 @@ def _one(cell: Cell, place: str, folder: Path, config: SimulationConfig, console
         write_atomically(path, content)
         console.print(f"{place} {_shown(result.rows)} in {duration_shown(result.seconds)}", markup=False)
     return 1
+
+
+def _run_of(cell: Cell) -> Callable[[Cell, Path, MachineConfig, Say], Result]:
+    runs = {"recognition": run_recogniser_cell, "generation": run_generation_cell}
+    return runs.get(cell.kind, run_cell)
 
 
 def _finite_json(values: Mapping[str, Any]) -> bytes:
@@ -119,7 +127,7 @@ def _finite_json(values: Mapping[str, Any]) -> bytes:
 def _shown(rows: Sequence[Mapping[str, Any]]) -> str:
     of_model = [row for row in rows if row["split"] == "test" and row["setting"] not in ("degraded", "clean")]
     of_model.sort(key=lambda row: (row["site"] != "all", row["test_site"] != "all"))  # the row over everybody first
-    keys = ("psnr_db", "dice", "accuracy", "judge_dice", "judge_accuracy")
+    keys = ("psnr_db", "dice", "accuracy", "judge_dice", "judge_accuracy", "mask_dice", "real_dice", "denoiser_loss")
     return ", ".join(f"{key} {of_model[0][key]:.3f}" for key in keys if key in of_model[0])
 
 
@@ -204,7 +212,7 @@ def write_study(folder: Path, config: SimulationConfig, cells: Sequence[Cell]) -
             "kind": config.study.kind,
             "budget": config.budget,
             "planned": len(cells),
-            "tables": _tables(config.study, cells, set(kept), failed),
+            "tables": _tables(config.study, config.budget, cells, set(kept), failed),
             "earlier_code": sum(kept[cell.key]["code"] != code for cell in there),
             "cells": [_sheet(cell, kept[cell.key]) for cell in there],
         },
@@ -214,14 +222,15 @@ def write_study(folder: Path, config: SimulationConfig, cells: Sequence[Cell]) -
 
 
 def labels_anew(cell: Cell) -> dict[str, Any]:
-    return {**conditions(cell), **(recognition_conditions(cell) if cell.kind == "recognition" else {})}
+    words = {"recognition": recognition_conditions, "generation": generation_conditions}
+    return {**conditions(cell), **(words[cell.kind](cell) if cell.kind in words else {})}
 
 
 def _tables(
-    study: StudyConfig, cells: Sequence[Cell], kept: Set[str], failed: Mapping[str, str]
+    study: StudyConfig, budget: str, cells: Sequence[Cell], kept: Set[str], failed: Mapping[str, str]
 ) -> list[dict[str, Any]]:
     tables = []
-    for table in study.tables:
+    for table in tables_of(study, budget):
         of_table = [cell for cell in cells if table.name in cell.tables]
         missing = [cell for cell in of_table if cell.key not in kept]
         tables.append(
@@ -229,7 +238,7 @@ def _tables(
                 "name": table.name,
                 "title": table.title,
                 "question": table.question,
-                "common": [*study.common, *table.common],
+                "common": common_of(table, study, budget),
                 "planned": len(of_table),
                 "done": len(of_table) - len(missing),
                 "missing": [_named(cell, failed) for cell in missing],
