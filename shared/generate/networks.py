@@ -243,7 +243,10 @@ def load_start(generator: Generator, path: str) -> None:
     if unknown or not parts:
         known = ", ".join(generator.all)
         raise DataError(f"generate.start holds {', '.join(unknown)[:100] or 'nothing'}; expected arrays of {known}")
-    load_parts(generator, found, parts)
+    try:
+        load_parts(generator, found, parts)
+    except DataError as error:
+        raise DataError(f"generate.start: {error}") from None
     if "controlnet" not in parts and "denoiser" in parts:
         start_controlnet(generator)
 

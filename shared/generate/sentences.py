@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
 MOST_SENTENCES = 4096
+_TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 _REMEDY = "save a CLIP text model and its tokenizer there with transformers, or use generate.text=embedding"
 
 
@@ -92,6 +93,8 @@ def encoded_sentences(folder: str, kinds: Sequence[Sequence[str]]) -> Sentences:
             f"has {token_PT.shape[1]} and tokens up to {int(token_PT.max())}; shorten the names or take the model's "
             "own tokenizer"
         )
+    if len(token_PT.unique(dim=0)) < len(set(texts)):
+        raise ConfigError(f"generate.text_encoder's tokenizer reads different sentences alike; {_REMEDY}")
     with torch.inference_mode():
         # Tokens after the end see those before them and never the other way round, so padding changes no sentence.
         parts = [model(input_ids=part_PT).last_hidden_state for part_PT in token_PT.split(256)]
@@ -103,20 +106,29 @@ def encoded_sentences(folder: str, kinds: Sequence[Sequence[str]]) -> Sentences:
 
 def _encoder(folder: Path) -> tuple[CLIPTextModel, CLIPTokenizer]:
     missing = [name for name in ("config.json", "model.safetensors") if not (folder / name).is_file()]
+    if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS):
+        missing.append("tokenizer.json")  # without, transformers makes one that knows no word
     if missing:
         raise ConfigError(f"generate.text_encoder: expected a folder with {', '.join(missing)}, got none; {_REMEDY}")
     try:
         from transformers import CLIPTextModel, CLIPTokenizer
+        from transformers.utils import logging
     except ImportError:
         raise ConfigError(
             "generate.text=sentence needs the extra `text`: pip install 'wardround[text]'; without it use "
             "generate.text=embedding"
         ) from None
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
-        model = CLIPTextModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        model, found = CLIPTextModel.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
         tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception:  # noqa: BLE001  # transformers raises whatever a file makes it stumble over
         raise ConfigError(f"generate.text_encoder holds no CLIP text model with its tokenizer; {_REMEDY}") from None
+    if found["missing_keys"]:  # transformers would draw them at random
+        raise ConfigError(f"generate.text_encoder lacks weights of a CLIP text model; {_REMEDY}")
     return model.eval().requires_grad_(False), tokenizer
 
 
