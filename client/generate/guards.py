@@ -8,12 +8,13 @@ drawn from their hints in the same way, they show how near the hint alone leads.
               brightness and contrast do not hide a copy, and noise that no autoencoder keeps does not either
     r(x)      d to the nearest training image / mean d to the 50 nearest training images of other patients
     r'(x')    the same for x' drawn from a held-out slice, with d to the nearest held-out image above the line
-    floor     half of the median r', at most half
+    floor     half of the median r'; without held-out patients half of the median r of the training images themselves,
+              each without its own patient's
 
 x is too near where r(x) is below the floor, and x is nearer to the training image than the images of other patients
-are. Half of the mean distance to the 50 nearest is where Carlini et al. call a drawn image a copy (section 4.2 and
-5.1 of https://arxiv.org/abs/2301.13188, l2 relative to the neighbours); where a hint leads nearer than their
-unconditional models come, the held-out patients move the floor down. Without held-out patients it is theirs.
+are. The ratio and its half are those by which Carlini et al. look for copies (https://arxiv.org/abs/2301.13188, l2
+relative to the mean of the 50 nearest, alpha = 0.5); what they take 1 for is measured here, since hints, and patients
+who lie alike in a scanner, lead nearer than prompts do.
 Too near in more than `draw.memorised_share` of the images: the generator is refused. `membership_auc` is the share of
 pairs in which the image of training is the nearer one: 0.5 where training leaves no trace, 1 where it shows in each.
 
@@ -57,9 +58,9 @@ Segmenter = Callable[[Tensor], Tensor]
 
 NEIGHBOURS = 50
 COPY = 0.5
-"""Share of the distance to neighbours below which an image is a copy."""
+"""Below this share of the ratio that images have which cannot be copies, an image is one: 6 dB."""
 FEWEST_HELD_OUT = 4
-"""Images; with fewer their median says little and the floor is COPY."""
+"""Images; the median of fewer says little."""
 SEGMENTER_STEPS = 200
 _CHUNK = 256
 
@@ -146,14 +147,16 @@ def nearness(image_SCHW: Tensor, train: Slices, held_out: tuple[Tensor, Tensor] 
     drawn_SD = standardised(image_SCHW)
     distance_S, nearest_S = nearest(drawn_SD, known_ND)
     ratio_S = distance_S / around(drawn_SD, known_ND, neighbours, patient_N, patient_N[nearest_S])
-    held_out_ratio_M, floor, area = torch.zeros(0), COPY, None
+    real_N = between_patients(known_ND, patient_N)
+    usual_N = real_N / around(known_ND, known_ND, neighbours, patient_N, patient_N)
+    held_out_ratio_M, area = usual_N[:0], None
     if held_out is not None:
         apart_MD, theirs_D = standardised(held_out[0]), standardised(held_out[1])
         held_out_ratio_M = nearest(apart_MD, theirs_D)[0] / around(apart_MD, known_ND, neighbours)
         area = nearer(ratio_S, held_out_ratio_M)
         if len(held_out_ratio_M) >= FEWEST_HELD_OUT:
-            floor = COPY * min(float(held_out_ratio_M.median()), 1.0)
-    real_N = between_patients(known_ND, patient_N)
+            usual_N = held_out_ratio_M
+    floor = COPY * min(float(usual_N.median()), 1.0)
     near_S = (ratio_S < floor) & (distance_S < real_N[nearest_S])
     return Nearness(near_S, ratio_S, held_out_ratio_M, floor, area, distance_S, real_N)
 
@@ -246,7 +249,7 @@ def _by_quality(
     keep = campaign.generate.draw.keep
     filtered = keep < 1 and bool(left_S.any())
     if filtered and segmenter is None and campaign.data.masks:
-        segmenter = trained_segmenter(train, campaign, machine, site=site)
+        segmenter = trained_segmenter(train, campaign, machine, site=site, steps=SEGMENTER_STEPS)
     if not len(asks) or not (filtered or segmenter):
         return left_S, {"rejected_share": 0.0, "mask_dice": None, "edge_agreement": None}
     mask_SHW = train.mask_NHW[asks.source_S]
@@ -315,7 +318,7 @@ def _correlation(a_B1HW: Tensor, b_B1HW: Tensor) -> Tensor:
 
 
 def trained_segmenter(
-    train: Slices, campaign: CampaignConfig, machine: MachineConfig, *, site: str, steps: int = SEGMENTER_STEPS
+    train: Slices, campaign: CampaignConfig, machine: MachineConfig, *, site: str, steps: int
 ) -> Segmenter:
     """A small U-Net that learnt masks on the site's real training images alone."""
     from client.train.local import train_round
