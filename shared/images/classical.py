@@ -4,7 +4,7 @@ Ranges of the baselines beside EMIT-Diff (Zhang et al., https://arxiv.org/abs/23
 segmentation/dataset/augmentation/data_augment.py), every draw uniform:
 
     contrast   about each channel's mean, factor 0.75 to 1.25
-    noise      white and Gaussian, variance 0 to 0.05 on the [0, 1] scale
+    noise      white and Gaussian, standard deviation 0 to 0.05 on the [0, 1] scale
     rotate     up to 5 degrees either way, about the centre
     scale      magnified 0.95 to 1.05 times, about the centre
     deepstack  rotation and scale in one resampling, then contrast, then noise, as a scanner would have it
@@ -14,9 +14,8 @@ Alone, each is applied to every image, as published. In the stack each is applie
 sixteen is left as it is; that is ours, for the released branch of DeepStack cannot be reached and names nnU-Net's 2-D
 stack (probabilities 0.1 to 0.2), which has other operations.
 
-The published number of the noise is called a variance and taken for one here. batchgenerators, which the released code
-draws it with, hands it to numpy as the standard deviation, and of images on [-1, 1]: at most 0.025 on our scale, where
-a variance of 0.05 is a standard deviation of 0.22.
+The published number of the noise is called a variance. batchgenerators, which the released code draws it with, hands it
+to numpy as the standard deviation, and so do we: a variance of 0.05 would be a deviation of 0.22, four times as strong.
 
 Images are bilinear, masks nearest neighbour, and what comes from outside is 0; results are clamped to [0, 1].
 """
@@ -33,7 +32,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 CONTRAST = (0.75, 1.25)
-NOISE_VARIANCE = (0.0, 0.05)
+NOISE_SPREAD = (0.0, 0.05)
 DEGREES = (-5.0, 5.0)
 MAGNIFICATION = (0.95, 1.05)
 STACKED = 0.5
@@ -60,7 +59,7 @@ class Classical:
     """Counter-clockwise."""
     magnified: float = 1.0
     contrast: float = 1.0
-    noise_variance: float = 0.0
+    noise_spread: float = 0.0
     noise_seed: int = 0
 
     @property
@@ -80,7 +79,7 @@ def draw_classical(kind: str, rng: torch.Generator) -> Classical:
         degrees=_between(DEGREES, chosen["rotate"]) if "rotate" in chosen else 0.0,
         magnified=_between(MAGNIFICATION, chosen["scale"]) if "scale" in chosen else 1.0,
         contrast=_between(CONTRAST, chosen["contrast"]) if "contrast" in chosen else 1.0,
-        noise_variance=_between(NOISE_VARIANCE, chosen["noise"]) if "noise" in chosen else 0.0,
+        noise_spread=_between(NOISE_SPREAD, chosen["noise"]) if "noise" in chosen else 0.0,
         noise_seed=seed if "noise" in chosen else 0,
     )
 
@@ -107,10 +106,10 @@ def varied_masks(mask_BHW: Tensor, values: Sequence[Classical]) -> Tensor:
 def _toned(image_CHW: Tensor, value: Classical) -> Tensor:
     if value.contrast != 1:
         image_CHW = torch.lerp(image_CHW.mean((1, 2), keepdim=True), image_CHW, value.contrast).clamp(0, 1)
-    if value.noise_variance > 0:
+    if value.noise_spread > 0:
         rng = torch.Generator().manual_seed(value.noise_seed)
         noise_CHW = torch.randn(image_CHW.shape, generator=rng).to(image_CHW.device)
-        image_CHW = (image_CHW + math.sqrt(value.noise_variance) * noise_CHW).clamp(0, 1)
+        image_CHW = (image_CHW + value.noise_spread * noise_CHW).clamp(0, 1)
     return image_CHW
 
 

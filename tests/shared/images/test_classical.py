@@ -15,7 +15,7 @@ from shared.images.classical import (
     CONTRAST,
     DEGREES,
     MAGNIFICATION,
-    NOISE_VARIANCE,
+    NOISE_SPREAD,
     Classical,
     draw_classical,
     varied,
@@ -120,20 +120,20 @@ def test_contrast_keeps_the_mean_of_each_channel_and_scales_its_spread() -> None
     assert float(varied(images(), [Classical(contrast=1.25)] * 3).min()) >= 0
 
 
-@pytest.mark.parametrize("variance", [0.001, 0.01])
-def test_noise_has_the_variance_that_was_drawn_and_no_mean(variance: float) -> None:
+@pytest.mark.parametrize("spread", [0.01, 0.05])
+def test_noise_has_the_spread_that_was_drawn_and_no_mean(spread: float) -> None:
     grey = torch.full((2, 1, 200, 200), 0.5)
-    noise = varied(grey, [Classical(noise_variance=variance, noise_seed=seed) for seed in (1, 2)]) - grey
-    assert float(noise.mean()) == pytest.approx(0, abs=5 * math.sqrt(variance / 80_000))
-    assert float(noise.var()) == pytest.approx(variance, rel=0.03)
-    assert abs(float((noise[0] * noise[1]).mean())) < 0.03 * variance  # every image has noise of its own
-    assert varied(grey, [Classical(noise_variance=0.05, noise_seed=1)] * 2).min() == 0  # clamped
+    noise = varied(grey, [Classical(noise_spread=spread, noise_seed=seed) for seed in (1, 2)]) - grey
+    assert float(noise.mean()) == pytest.approx(0, abs=5 * spread / math.sqrt(80_000))
+    assert float(noise.std()) == pytest.approx(spread, rel=0.02)
+    assert abs(float((noise[0] * noise[1]).mean())) < 0.03 * spread**2  # every image has noise of its own
+    assert varied(grey, [Classical(noise_spread=0.5, noise_seed=1)] * 2).min() == 0  # clamped
 
 
 def test_draws_fill_the_published_ranges_and_nothing_else() -> None:
     for kind, field, (low, high) in (
         ("contrast", "contrast", CONTRAST),
-        ("noise", "noise_variance", NOISE_VARIANCE),
+        ("noise", "noise_spread", NOISE_SPREAD),
         ("rotate", "degrees", DEGREES),
         ("scale", "magnified", MAGNIFICATION),
     ):
@@ -142,15 +142,15 @@ def test_draws_fill_the_published_ranges_and_nothing_else() -> None:
         assert low <= min(found) < low + 0.02 * (high - low)
         assert high - 0.02 * (high - low) < max(found) <= high
         assert np.mean(found) == pytest.approx((low + high) / 2, abs=0.06 * (high - low))
-        untouched = {"degrees", "magnified", "contrast", "noise_variance"} - {field}
+        untouched = {"degrees", "magnified", "contrast", "noise_spread"} - {field}
         assert all(getattr(value, name) == getattr(Classical(), name) for value in values for name in untouched)
-    assert CONTRAST + NOISE_VARIANCE + DEGREES + MAGNIFICATION == (0.75, 1.25, 0, 0.05, -5, 5, 0.95, 1.05)
+    assert CONTRAST + NOISE_SPREAD + DEGREES + MAGNIFICATION == (0.75, 1.25, 0, 0.05, -5, 5, 0.95, 1.05)
 
 
 def test_half_of_the_stacked_images_have_each_operation_with_the_values_of_the_operation_alone() -> None:
     stack = drawn("deepstack")
     for kind, field in (("rotate", "degrees"), ("scale", "magnified"), ("contrast", "contrast"),
-                        ("noise", "noise_variance")):  # fmt: skip
+                        ("noise", "noise_spread")):  # fmt: skip
         pairs = [(getattr(each, field), getattr(alone, field)) for each, alone in zip(stack, drawn(kind), strict=True)]
         none = getattr(Classical(), field)
         assert 160 < sum(a != none for a, _ in pairs) < 240
@@ -161,6 +161,6 @@ def test_half_of_the_stacked_images_have_each_operation_with_the_values_of_the_o
 def test_what_is_synthetic_or_none_is_not_toned_and_every_kind_is_known() -> None:
     assert set(drawn("none")) == set(drawn("emit-diff")) == {Classical()}
     spatial = drawn("emit-diff+spatial")
-    assert all(value.moves and value.contrast == 1 and value.noise_variance == 0 for value in spatial)
+    assert all(value.moves and value.contrast == 1 and value.noise_spread == 0 for value in spatial)
     for kind in set(AUGMENTATIONS) - {"none", "emit-diff"}:
         assert set(drawn(kind)) != {Classical()}
