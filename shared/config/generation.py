@@ -90,7 +90,7 @@ class GenerateConfig:
     phase: Literal["all", "edges", "autoencoder", "denoiser", "controlnet", "train"] = "all"
     """Which phase a campaign is in; `all` in a campaign as it is approved (CampaignConfig.in_phase)."""
     size: Literal["S", "M"] = "S"
-    """Parameters, without / with ControlNet: S 1.1 M / 1.7 M, M 4.6 M / 6.5 M."""
+    """Parameters, without / with ControlNet: S 1.2 M / 1.8 M, M 5.1 M / 7.0 M."""
     prediction: Literal["noise", "velocity"] = "velocity"
     """What the denoiser tells: the noise, as published; velocity: rectified flow, sampled by draw.sampler=rflow."""
     edges: Literal["none", "gaussian", "hed"] = "gaussian"
