@@ -21,7 +21,7 @@ ONLY_IN = {
     "flwr": ("client/app.py", "server/app.py", "shared/wire/flower.py", "simulation/run.py", "simulation/bench/"),
     "monai": (
         *("shared/recognise/downstream.py", "shared/recognise/attention.py", "shared/recognise/surfaces.py"),
-        "shared/generate/networks.py",
+        *("shared/generate/networks.py", "shared/generate/sampling.py"),
         "simulation/bench/",
     ),
     "onnx": ("shared/export.py",),
