@@ -2,8 +2,8 @@
 
 python -m simulation.results --title "Foundation" --out docs/results/foundation.md runs/demo runs/hippocampus
 
-The report of a study (experiment=enhancement, recognition) also has pictures: they go to the folder `images` beside
-that of the page, named after the page.
+The report of a study (experiment=enhancement, recognition, generation) also has pictures: they go to the folder
+`images` beside that of the page, named after the page.
 """
 
 from __future__ import annotations
@@ -19,12 +19,18 @@ from server.summary import at_home
 from server.wording import METRICS, duration_shown, shown
 from shared.errors import DataError, WardroundError
 from simulation.study.document import READING, document
+from simulation.study.generation_document import READING as READING_GENERATION
+from simulation.study.generation_document import generation_document
 from simulation.study.recognition_document import READING as READING_RECOGNITION
 from simulation.study.recognition_document import recognition_document
 
 COLUMNS = ("psnr_db", "ssim", "psnr_db_region", "dice", "judge_dice", "accuracy", "auc", "samples_seen", "bytes_up")
 
-_STUDIES = {"enhancement": (READING, document), "recognition": (READING_RECOGNITION, recognition_document)}
+_STUDIES = {
+    "enhancement": (READING, document),
+    "recognition": (READING_RECOGNITION, recognition_document),
+    "generation": (READING_GENERATION, generation_document),
+}
 
 
 def page(title: str, run_dirs: Sequence[Path], out: Path) -> str:

@@ -35,7 +35,8 @@ def claims_of(rows: Rows, cells: Rows = ()) -> list[Claim]:
         if table.startswith(DOWNSTREAM):
             claims += _augment(sheet_of(full, [table]), table)
     claims += _scarce(sheet_of(full, MERGED["scarce"]), _scarce_class(full))
-    claims += _guard(sheet_of(full, ["memorisation"]), "healthy", "memorisation", refused=False)
+    healthy = "memorisation" if "memorisation" in tables else "generators"  # the former are cells of the latter
+    claims += _guard(sheet_of(full, [healthy]), "healthy", healthy, refused=False)
     claims += _guard(sheet_of(full, [OVERFITTED]), "overfitted", OVERFITTED, refused=True)
     return claims
 
@@ -162,7 +163,7 @@ def _scarce_rivals(sheet: Sheet, ours: Model) -> Iterator[tuple[str, Model, str]
 def _guard(sheet: Sheet, promise: str, table: str, *, refused: bool) -> Iterator[Claim]:
     for place in sheet.conditions:
         for model in ordered(sheet.models):
-            values = sheet.values(model, place, "refused") if model.site == "all" else {}
+            values = sheet.values(model, place, "refused")
             if not values:
                 continue
             found = of_differences(values)

@@ -35,7 +35,7 @@ def recognition_document(report: Mapping[str, Any], stem: str, images: Path, out
         yield "No comparison of MultiMix with supervised learning can be made yet."
     yield ""
     yield from promises_lines(study, PROMISES)
-    simulated = _on_simulated_patients(report["rows"])
+    simulated = on_simulated_patients(report["rows"])
     for section in study.sections:
         yield ""
         looks = whole.looks[section.name] if section.name in simulated else ()
@@ -43,7 +43,7 @@ def recognition_document(report: Mapping[str, Any], stem: str, images: Path, out
         yield from section_lines(section, "method", stem, images, out, more)
 
 
-def _on_simulated_patients(rows: Sequence[Mapping[str, Any]]) -> set[str]:
+def on_simulated_patients(rows: Sequence[Mapping[str, Any]]) -> set[str]:
     """Tables whose images may stand in a document that is handed on: those of real patients stay with their data."""
     real = {str(row.get("table", "")) for row in rows if row["data"] in REAL}
     return {str(row.get("table", "")) for row in rows} - real
