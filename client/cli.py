@@ -168,9 +168,7 @@ def _generate(arguments: argparse.Namespace) -> int:
             pictures=arguments.pictures,
             on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )
-    _print_sets([kept], f"Synthetic images of campaign {one.campaign.name}")
-    for note in kept.report["notes"]:
-        _OUT.print(note)
+    _print_set(kept)
     if kept.report["refused"]:
         raise RefusedError(f"not used: {kept.report['reason']}")
     if arguments.pictures is not None:
@@ -188,9 +186,10 @@ def _synthetic(arguments: argparse.Namespace) -> int:
     sets = kept_sets(store)
     if arguments.json:
         print(json.dumps([dict(one.manifest) for one in sets], indent=1))
-    elif sets:
-        _print_sets(sets, "Synthetic images at this site")
-    else:
+        return 0
+    for one in sets:
+        _print_set(one)
+    if not sets:
         _OUT.print("No synthetic images at this site; draw some with: wardround-site generate")
     return 0
 
@@ -251,30 +250,28 @@ def _of_generator(one: Arrived) -> dict[str, Any]:
     }
 
 
-def _print_sets(sets: Sequence[KeptSet], title: str) -> None:
-    """Counts, and what the guards measured; figures that were not measured are `-`."""
-    table = Table("campaign", "drawn at", "images", "copies", "members told", "rejected", "mask Dice", title=title)
-    table.add_column("used, of asked for")
-    table.add_column("digest", overflow="fold")
-    for one in sets:
-        report = one.report
-        classes = [f"{name} {row['used']}/{row['asked']}" for name, row in report["classes"].items()]
-        table.add_row(
-            one.manifest["name"],
-            one.manifest["drawn_at"],
-            "refused" if report["refused"] else str(one.manifest["counts"]["images"]),
-            f"{report['memorised_share']:.1%} (limit {report['memorised_limit']:.1%})",
-            _figure(report["nearness"].get("membership_auc")),
-            f"{report['rejected_share']:.0%}",
-            _figure(report["mask_dice"]),
-            ", ".join(classes),
-            one.digest,
-        )
+def _print_set(one: KeptSet) -> None:
+    """Counts, and what the guards measured."""
+    report, manifest = one.report, one.manifest
+    table = _two_columns(f"Synthetic images of campaign {manifest['name']}")
+    table.add_row("digest", one.digest)
+    table.add_row("drawn at", manifest["drawn_at"])
+    used = f"{manifest['counts']['images']} for {manifest['counts']['slices']} training slices"
+    table.add_row("images", "none: refused" if report["refused"] else used)
+    for name, row in report["classes"].items():
+        lent = f", {row['relabelled']} of them over other patients' masks" if row["relabelled"] else ""
+        table.add_row(name, f"{row['used']} used of {row['asked']} drawn{lent}")
+    share, limit = report["memorised_share"], report["memorised_limit"]
+    table.add_row("copies of training images", f"{100 * share:.1f} % (limit {100 * limit:.1f} %)")
+    told = report["nearness"].get("membership_auc")
+    if told is not None:
+        table.add_row("training told from held-out patients", f"in {100 * told:.0f} % of pairs (50 %: not at all)")
+    table.add_row("rejected by the quality filter", f"{100 * report['rejected_share']:.0f} %")
+    if report["mask_dice"] is not None:
+        table.add_row("Dice of masks found in them", f"{report['mask_dice']:.2f}")
+    for note in report["notes"]:
+        table.add_row("note", note)
     _OUT.print(table)
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
 
 
 def _two_columns(title: str) -> Table:
