@@ -16,6 +16,8 @@ BENCHES = {
     "gradprom-step-joint": "simulation.bench.gradprom_step_joint",
     "multimix-step": "simulation.bench.multimix_step",
     "selfreg": "simulation.bench.selfreg",
+    "controlnet-step": "simulation.bench.controlnet_step",
+    "sampling": "simulation.bench.sampling",
     "loading": "simulation.bench.loading",
     "simulate": "simulation.bench.simulate",
     "aggregate": "simulation.bench.aggregate",

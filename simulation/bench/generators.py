@@ -14,7 +14,7 @@ from typing import cast
 import numpy as np
 from torch import nn
 
-from client.dataset import SiteData, open_site
+from client.dataset import SiteData, Slices, open_site
 from shared.checkpoint import write_atomically
 from shared.config import CampaignConfig, GenerateConfig, MachineConfig, SimulationConfig, campaign_digest
 from shared.config.generation import DrawConfig, PhaseConfig
@@ -74,7 +74,7 @@ def judge(data: SiteData, folder: Path = FOLDER) -> nn.Module:
     return judge_of(simulation().campaign, data, "bench-generators", folder / "judges", MACHINE)
 
 
-def trained(prediction: Prediction, data: SiteData, folder: Path = FOLDER) -> Generator:
+def trained(prediction: Prediction, train: Slices, folder: Path = FOLDER) -> Generator:
     """The kept generator of this campaign, trained first where there is none."""
     from client.train.phases import trained_generator
 
@@ -83,7 +83,7 @@ def trained(prediction: Prediction, data: SiteData, folder: Path = FOLDER) -> Ge
     generator = build_generator(agreed)
     with locked(folder / f"{prediction}.lock"):
         if not kept.is_file():
-            found, _ = trained_generator(agreed, data.train, MACHINE, name="bench")
+            found, _ = trained_generator(agreed, train, MACHINE, name="bench")
             write_atomically(kept, _npz(found))
     with np.load(kept, allow_pickle=False) as arrays:
         load_parts(generator, {name: arrays[name] for name in arrays.files}, generator.all)
