@@ -231,7 +231,10 @@ def _campaign(path: Path, digest: str) -> CampaignConfig:
 
 def forget() -> None:
     """Let go of all data sets and networks: a simulation that starts the next campaign calls this."""
+    from client.train.phases import forget as forget_phases
+
     _open.cache_clear()
     _networks.cache_clear()
     _phase_digests.cache_clear()
     forget_synthetic()
+    forget_phases()
