@@ -199,10 +199,13 @@ def test_the_record_tells_what_the_task_did(campaign: CampaignConfig, monkeypatc
     assert moved == {"controlnet"}
 
 
-def test_a_sites_recogniser_is_the_same_each_time_frozen_and_knows_its_images(campaign: CampaignConfig) -> None:
+def test_a_sites_recogniser_is_the_same_each_time_frozen_and_knows_its_images(
+    campaign: CampaignConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     campaign = with_task(campaign)
     campaign = replace(campaign, training=replace(campaign.training, batch_size=8))
     slices = disc_slices(8)
+    monkeypatch.setattr(taskdriven, "RECOGNISER_STEPS", 120)
     one = task_recogniser(slices, campaign, CPU, "a")
     assert task_recogniser(slices, campaign, CPU, "a") is one
     assert not one.training
