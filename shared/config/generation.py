@@ -18,7 +18,7 @@ class PhaseConfig:
 
     rounds: int = 8
     """0: the phase is left out; the part stays as it starts."""
-    local_steps: int = 50
+    local_steps: int = 25
     batch_size: int = 16
     learning_rate: float = 2e-3
 
@@ -116,9 +116,9 @@ class GenerateConfig:
     """Of the autoencoder's KL term, a mean over latent values, beside the mean absolute error."""
     ema: float = 0.5
     """Per round: the share of the former average in the moving average of weights that a phase ends with; 0: none."""
-    autoencoder: PhaseConfig = PhaseConfig(rounds=10, local_steps=60, batch_size=8, learning_rate=4e-3)
-    denoiser: PhaseConfig = PhaseConfig()
-    controlnet: PhaseConfig = PhaseConfig()
+    autoencoder: PhaseConfig = PhaseConfig(rounds=24, batch_size=8)
+    denoiser: PhaseConfig = PhaseConfig(rounds=32)
+    controlnet: PhaseConfig = PhaseConfig(rounds=20)
     finetune_steps: int = 0
     """Steps that each site trains the ControlNet on its own before it draws; with controlnet.rounds=0 the only ones."""
     start: str | None = None
