@@ -259,8 +259,8 @@ def _print_set(one: KeptSet) -> None:
     used = f"{manifest['counts']['images']} for {manifest['counts']['slices']} training slices"
     table.add_row("images", "none: refused" if report["refused"] else used)
     for name, row in report["classes"].items():
-        lent = f", {row['relabelled']} of them over other patients' masks" if row["relabelled"] else ""
-        table.add_row(name, f"{row['used']} used of {row['asked']} drawn{lent}")
+        lent = f", {row['relabelled']} over masks of other diagnoses" if row["relabelled"] else ""
+        table.add_row(f"diagnosis {name}", f"{row['used']} used of {row['asked']} drawn{lent}")
     share, limit = report["memorised_share"], report["memorised_limit"]
     table.add_row("copies of training images", f"{100 * share:.1f} % (limit {100 * limit:.1f} %)")
     told = report["nearness"].get("membership_auc")
