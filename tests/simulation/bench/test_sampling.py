@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from shared.config import GenerateConfig, MachineConfig
+from client.dataset import Slices
+from shared.config import GenerateConfig, MachineConfig, RecogniserConfig
 from shared.config.generation import DrawConfig
 from shared.generate.networks import Generator, build_generator
 from shared.generate.sampling import sample
+from shared.recognise.networks import build_recogniser
 from simulation.bench import sampling, steps
 
 MACHINE = MachineConfig(device="cpu", threads=1, channels_last=False)
@@ -43,3 +45,28 @@ def test_monais_inferer_draws_our_images_of_ddim(generator: Generator) -> None:
     ours = sample(generator, hint, token, draw, "noise", seeds, machine=MACHINE)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
     assert theirs.std() > 0.01
+
+
+def test_a_case_draws_as_many_images_on_both_sides_and_tells_their_distances(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = torch.Generator().manual_seed(0)
+    held = Slices(
+        clean_NCHW=torch.rand(5, 1, 64, 56, generator=rng),
+        mask_NHW=torch.randint(4, (5, 64, 56), generator=rng).byte(),
+        has_mask_N=torch.ones(5, dtype=torch.bool),
+        diagnosis_N=torch.tensor([0, 1, 2, 0, 1]),
+        patient_N=torch.arange(5),
+        identity=tuple("abcde"),
+        acquired=(("MR", "BRAIN"),) * 5,
+    )
+    monkeypatch.setattr(sampling, "IMAGES", 5)
+    monkeypatch.setattr(sampling, "BATCH", 3)
+    monkeypatch.setattr(sampling, "RIVAL_STEPS", 2)
+    monkeypatch.setattr(
+        sampling.generators, "trained", lambda prediction, _: build_generator(sampling.generators.campaign(prediction))
+    )
+    judge = build_recogniser(RecogniserConfig(kind="unet", channels=4, depth=2), 1, 3, 3, 0)
+    case = sampling._case("velocity", held, held, judge)
+    assert {"bench", "case", "ours", "rival", "ratio", "target", "holds"} <= case.keys()
+    assert case["ours_distance"] > 0
+    assert case["rival_distance"] > 0
+    assert case["ratio"] == pytest.approx(case["ours"] / case["rival"])
