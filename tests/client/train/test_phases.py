@@ -15,7 +15,7 @@ import torch
 from client.dataset import Slices
 from client.train import phases, shown
 from client.train.emitdiff import denoiser_loss_B
-from client.train.phases import PhaseState, evaluate_phase, finetune, train_phase, trained_generator, untrained
+from client.train.phases import WARM_UP, PhaseState, evaluate_phase, finetune, train_phase, trained_generator, untrained
 from shared.config import CampaignConfig, DrawConfig, MachineConfig, PhaseConfig, StrategyConfig
 from shared.errors import ConfigError, DataError
 from shared.generate.networks import TRAINED, Generator, build_generator, load_parts, parts_arrays
@@ -175,12 +175,13 @@ def test_slices_without_a_mask_train_with_an_empty_outline(campaign: CampaignCon
     assert math.isfinite(record["loss"])
 
 
+@pytest.mark.slow
 def test_eight_images_are_learnt_by_heart(campaign: CampaignConfig) -> None:
     """And a ControlNet tells what a denoiser that is frozen does not know."""
     campaign = replace(campaign, training=replace(campaign.training, augment=False))
     lengths = {
         name: PhaseConfig(rounds=1, local_steps=steps, batch_size=8)
-        for name, steps in (("autoencoder", 25), ("denoiser", 60), ("controlnet", 40))
+        for name, steps in (("autoencoder", 30), ("denoiser", 70), ("controlnet", 50))
     }
     campaign = with_generator(campaign, edges="hed", **lengths)
     start = build_generator(campaign)
@@ -217,7 +218,10 @@ def test_the_rate_falls_as_a_cosine_over_the_phases_rounds(campaign: CampaignCon
     generator = build_generator(campaign)
     rates = [a_round(generator, campaign, round=number, steps=1)[0]["learning_rate"] for number in (1, 2, 3, 4)]
     cosine = [0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * number / 4)) for number in range(4)]
-    assert rates == pytest.approx([1e-3 * value for value in cosine])
+    warm = 1 / WARM_UP  # the first step of a fresh optimiser
+    assert rates == pytest.approx([1e-3 * value * warm for value in cosine])
+    last = a_round(generator, campaign, round=1, steps=WARM_UP)[0]["learning_rate"]
+    assert last == pytest.approx(1e-3 * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi / 4 * (WARM_UP - 1) / WARM_UP))))
 
 
 def test_fedprox_stays_closer_to_where_the_round_began(campaign: CampaignConfig) -> None:
