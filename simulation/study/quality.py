@@ -74,6 +74,7 @@ def quality_of(
     found: Judged, slices: Slices, training: Slices, judge: nn.Module, campaign: CampaignConfig
 ) -> dict[str, float]:
     """Figures by the keys of a row; those of masks are left out where the campaign has none."""
+    judge.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # kept or just trained: to the bit
     real_SCHW = slices.clean_NCHW[found.asks.source_S].float()
     place_R = torch.linspace(0, len(training) - 1, min(MOST_REFERENCE, len(training))).round().long()
     reference_RF = _features(judge, training.clean_NCHW[place_R].float())
