@@ -29,8 +29,7 @@ _GENERATION = {
     "real_dice": Shown("Dice on real", "the same segmenter on the real test images that have these masks"),
     "mask_share": Shown("generated / real", "Dice of the segmenter on generated images over that on real ones"),
     "feature_distance": Shown(
-        "feature distance", "Fréchet distance to real training images in an independent recogniser's features", 3, "",
-        False,
+        "feature distance", "squared Fréchet distance to real training images in a judge's features", 3, "", False,
     ),
     "real_distance": Shown("of real images", "feature distance of real test images: what is as near as it gets", 3),
     "nearest_ratio": Shown(

@@ -2,10 +2,8 @@
 
     mask_dice          Dice of a judge on drawn images against the masks that they were asked for; real_dice: the same
                        judge on the real images that these masks are of
-    feature_distance   Fréchet distance d^2 = |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)) between Gaussians fitted to a
-                       judge's deepest features, averaged over the image, of drawn images and of real training images
-                       (Heusel et al. 2017, https://arxiv.org/abs/1706.08500, there with Inception's features);
-                       real_distance: the same for the real images instead of the drawn ones
+    feature_distance   squared Fréchet distance of a judge's features (shared/generate/quality.py) of drawn images and
+                       of real training images; real_distance: the same for the real images instead of the drawn ones
 
 The judge (simulation/study/judges.py) learned on the real training images of all sites. Hints are those of test images,
 which neither the generator nor the judge has seen. These images serve no training.
@@ -17,7 +15,6 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -26,10 +23,11 @@ from client.generate.asks import Asks, asked_apart
 from client.generate.draw import conditions
 from shared.config import CampaignConfig, MachineConfig
 from shared.generate.networks import Generator
+from shared.generate.quality import feature_distance, features_of
 from shared.generate.sampling import BATCH_SIZE, sample
 from shared.networks import placed
 from shared.recognise.metrics import dice_BK, mean_over_classes
-from shared.recognise.recognition import Recognition, mean_BC
+from shared.recognise.recognition import Recognition
 
 MOST_REFERENCE = 1024
 """Real training images that the distance is taken to, evenly over all."""
@@ -74,13 +72,13 @@ def quality_of(
     found: Judged, slices: Slices, training: Slices, judge: nn.Module, campaign: CampaignConfig
 ) -> dict[str, float]:
     """Figures by the keys of a row; those of masks are left out where the campaign has none."""
-    judge.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # kept or just trained: to the bit
+    judge.cpu().to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # kept or just trained: to the bit
     real_SCHW = slices.clean_NCHW[found.asks.source_S].float()
     place_R = torch.linspace(0, len(training) - 1, min(MOST_REFERENCE, len(training))).round().long()
-    reference_RF = _features(judge, training.clean_NCHW[place_R].float())
+    reference_RF = features_of(judge, training.clean_NCHW[place_R].float())
     figures = {
-        "feature_distance": frechet_distance(_features(judge, found.image_SCHW), reference_RF),
-        "real_distance": frechet_distance(_features(judge, real_SCHW), reference_RF),
+        "feature_distance": feature_distance(reference_RF, features_of(judge, found.image_SCHW)),
+        "real_distance": feature_distance(reference_RF, features_of(judge, real_SCHW)),
         "images_per_s": len(found.asks) / max(found.seconds, 1e-9),
     }
     if campaign.masks:
@@ -105,25 +103,8 @@ def _dice(
     return {name: float(np.nanmean(values_S)) for name, values_S in columns.items() if np.isfinite(values_S).any()}
 
 
-def _features(judge: nn.Module, image_SCHW: Tensor) -> npt.NDArray[np.float64]:
-    parts = [mean_BC(_read(judge, part).features[0]) for part in torch.split(image_SCHW, BATCH_SIZE)]
-    return torch.cat(parts).double().cpu().numpy()
-
-
 def _read(judge: nn.Module, image_BCHW: Tensor) -> Recognition:
     device = next(judge.parameters()).device
     with torch.inference_mode():
         recognition: Recognition = judge(image_BCHW.to(device))
     return recognition
-
-
-def frechet_distance(ours_NF: npt.NDArray[np.float64], other_NF: npt.NDArray[np.float64]) -> float:
-    """The root of d^2 above; of two or more rows each."""
-    gap = ours_NF.mean(0) - other_NF.mean(0)
-    ours_FF, other_FF = (np.atleast_2d(np.cov(rows_NF, rowvar=False)) for rows_NF in (ours_NF, other_NF))
-    values, vectors = np.linalg.eigh(ours_FF)
-    root_FF = vectors * np.sqrt(values.clip(0)) @ vectors.T
-    # C C' and C^(1/2) C' C^(1/2) have the same eigenvalues, and the latter is symmetric.
-    shared = np.sqrt(np.linalg.eigvalsh(root_FF @ other_FF @ root_FF).clip(0)).sum()
-    squared = gap @ gap + np.trace(ours_FF) + np.trace(other_FF) - 2 * shared
-    return float(np.sqrt(max(squared, 0.0)))

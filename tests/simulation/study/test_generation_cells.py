@@ -22,7 +22,6 @@ from simulation.study.cell import Cohort, opened
 from simulation.study.generation_cells import generation_labels, run_generation_cell, scarce_class
 from simulation.study.generators import kept_generator, loaded, read_kept, write_kept
 from simulation.study.grid import Cell, planned
-from simulation.study.quality import frechet_distance
 
 PARTS = ("autoencoder", "denoiser", "controlnet")
 COMMON = (
@@ -262,15 +261,3 @@ def test_the_study_runs_keeps_and_writes_its_page(folder: Path, tmp_path: Path) 
     )
     sheet = sheet_of(enriched(report["rows"], report["study"]["cells"]), ["downstream"])
     assert [model.generator for model in sheet.models] == ["none", "federated"]
-
-
-# ------------------------------------------------------------------------------------------------------------- quality
-
-
-def test_the_frechet_distance_of_gaussians_that_differ_in_the_mean_or_the_spread_is_the_closed_form() -> None:
-    rng = np.random.Generator(np.random.PCG64(0))
-    ours = rng.normal(size=(400, 3))
-    ours = (ours - ours.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(ours, rowvar=False)).T)
-    assert frechet_distance(ours, ours) == pytest.approx(0, abs=1e-6)
-    assert frechet_distance(ours, ours + np.array([3.0, 4.0, 0.0])) == pytest.approx(5.0)
-    assert frechet_distance(ours, 3 * ours) == pytest.approx(np.sqrt(3 * (3 - 1) ** 2))
