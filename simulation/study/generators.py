@@ -65,7 +65,8 @@ def kept_generator(
     cell: Cell, setting: str, data: Cohort, folder: Path, machine: MachineConfig, say: Say, site: str = ""
 ) -> KeptGenerator:
     """The cell's generator; its missing parts are trained first. `setting` federated or pooled: on all of `data`;
-    local: on the slices of `site`.
+    local: on the slices of `site`. A pooled denoiser has the federated autoencoder: losses can be compared in one space
+    of latents only.
 
     Raises DataError for a kept one that is damaged, and what training raises.
     """
@@ -77,9 +78,10 @@ def kept_generator(
     for part in PARTS:
         if not campaign.generate.of(part).rounds:
             continue
+        where = "federated" if (setting, part) == ("pooled", "autoencoder") else setting
         asked = replace(_of_part(campaign, part), generate=replace(_of_part(campaign, part).generate, start=start))
-        key = key_of_part(cell, asked, setting, site, data, before)
-        kept = _kept_part(key, part, asked, cell, setting, data, folder / "generators", machine, say, site)
+        key = key_of_part(cell, asked, where, site, data, before)
+        kept = _kept_part(key, part, asked, cell, where, data, folder / "generators", machine, say, site)
         start, before = str(kept.path), key
         records += kept.records
         seconds += kept.seconds
