@@ -160,7 +160,19 @@ def test_pooled_and_local_generators_are_others_and_hold_every_network(folder: P
     assert float(generator.latents.scale) != 1.0
     parts = {name.partition(".")[0] for name in load_arrays(pooled.path)}
     assert parts == {"autoencoder", "latents", "denoiser", "prompts", "controlnet"}
-    assert pooled.records[0]["samples"] == 2 * local.records[0]["samples"], "the steps of both sites"
+    samples = {
+        name: [record["samples"] for record in each.records if record["phase"] == "denoiser"]
+        for name, each in (("pooled", pooled), ("local", local))
+    }
+    assert samples["pooled"][0] == 2 * samples["local"][0], "the steps of both sites"
+
+
+def test_a_pooled_denoiser_is_held_against_a_federated_one_in_the_same_latents(folder: Path) -> None:
+    asked = cell(figures="generator", setting="pooled")
+    pooled, federated = (load_arrays(kept(asked, setting, folder).path) for setting in ("pooled", "federated"))
+    for name, values in federated.items():
+        same = np.array_equal(values, pooled[name])
+        assert same == (name.partition(".")[0] in ("autoencoder", "latents")) or not values.any(), name
 
 
 @pytest.mark.parametrize("damage", ["weights", "sheet", "list"])
