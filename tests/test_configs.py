@@ -36,7 +36,7 @@ def test_every_experiment_composes(name: str, budget: str) -> None:
     assert len(config.seeds) == (1 if budget == "quick" else 3)
 
 
-GROUPS = ["data", "degrade", "enhance", "recognise", "learn", "objective", "strategy"]
+GROUPS = ["data", "degrade", "enhance", "recognise", "learn", "objective", "strategy", "generate", "augment"]
 
 
 @pytest.mark.parametrize(("group", "choice"), [(group, choice) for group in GROUPS for choice in choices(group)])
@@ -50,6 +50,8 @@ def test_every_choice_of_every_group_composes(group: str, choice: str) -> None:
         extra = ["data=pneumonia"]
     if (group, choice) == ("recognise", "multimix"):
         extra = ["recognise.depth=4"]  # as published it halves the image four times, and data=mni is 64 x 56
+    if choice.startswith("emit-diff") and group == "augment":
+        extra = ["generate=emit-diff", "objective=plain", "enhance=none", "degrade=none"]
     config = load("simulation", [f"{group}={choice}", *extra], SimulationConfig)
     assert getattr(config.campaign, group).kind == choice
 
