@@ -20,7 +20,7 @@ from shared.generate.networks import Generator
 from shared.generate.prompts import prompt_tokens, prompt_words
 from shared.networks import placed
 from shared.seeding import derived_seed
-from simulation.study.pictures import GAP, Colours, Picture, _beside, _grey, _uri
+from simulation.study.pictures import GAP, Colours, Picture, beside, grey, uri_of
 from simulation.study.quality import Judged, drawn
 
 WIDTH = 112
@@ -60,7 +60,7 @@ def _drawn(
     hints = ", ".join(hint_names(campaign))
     asked = f"; prompt “{prompt_words(campaign, token_BW[0])}”" if campaign.generate.text != "none" else ""
     caption = f"{site}: a test image, its {hints}, and {VARIANTS} images drawn for them{asked}."
-    return {"kind": "drawn", "caption": caption, "uri": _uri(_beside([_panel(panel) for panel in panels]))}
+    return {"kind": "drawn", "caption": caption, "uri": uri_of(beside([_panel(panel) for panel in panels]))}
 
 
 def hint_names(campaign: CampaignConfig) -> list[str]:
@@ -81,11 +81,11 @@ def sampled_picture(found: Judged, slices: Slices) -> list[Picture]:
     places = torch.linspace(0, len(found.asks) - 1, min(SAMPLED, len(found.asks))).round().long()
     real = [_panel(slices.clean_NCHW[int(found.asks.source_S[place])]) for place in places]
     ours = [_panel(found.image_SCHW[place]) for place in places]
-    above, below = _beside(real), _beside(ours)
+    above, below = beside(real), beside(ours)
     both = np.concatenate([above, np.zeros((GAP, *above.shape[1:]), np.uint8), below])
     caption = f"Above {len(places)} test images, below what is drawn for their hints, from the same noise each time."
-    return [{"kind": "sampled", "caption": caption, "uri": _uri(both)}]
+    return [{"kind": "sampled", "caption": caption, "uri": uri_of(both)}]
 
 
 def _panel(image_CHW: Tensor) -> Colours:
-    return _grey(image_CHW.float().clamp(0, 1), WIDTH)
+    return grey(image_CHW.float().clamp(0, 1), WIDTH)

@@ -25,7 +25,7 @@ import numpy as np
 
 from client.dataset import SiteData
 from client.generators import generator_folder
-from shared.checkpoint import write_atomically
+from shared.checkpoint import file_digest, write_atomically
 from shared.config import (
     AugmentConfig,
     CampaignConfig,
@@ -136,7 +136,8 @@ def key_of_part(cell: Cell, asked: CampaignConfig, setting: str, site: str, data
     training = {key: value for key, value in values["training"].items() if key not in _OF_PHASE}
     what += [training, values["data"]["ingest"], [each.site for each in data.datas]]
     what += [values["strategy"], cell.config.transport] if setting == "federated" else []
-    what += [_file_digest(path) for path in (asked.generate.hed_weights, asked.generate.text_encoder) if path]
+    encoder = asked.generate.text_encoder and f"{asked.generate.text_encoder}/model.safetensors"
+    what += [_file_digest(path) for path in (asked.generate.hed_weights, encoder) if path]
     if asked.generate.task != TaskConfig():  # the recogniser whose gradient steers
         what += [values[name] for name in ("recognise", "learn", "objective")]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]
@@ -249,10 +250,7 @@ def _alone(
 
 def _file_digest(path: str | None) -> str | None:
     """SHA-256 of a file; None where none is named or it cannot be read (whoever reads it next says so in words)."""
-    if path is None:
-        return None
     try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return None if path is None else file_digest(Path(path))
     except OSError:
         return None

@@ -19,9 +19,11 @@ from torch import nn
 from client.dataset import SiteData
 from shared.checkpoint import write_atomically
 from shared.config import (
+    AugmentConfig,
     CampaignConfig,
     DegradeConfig,
     EnhancerConfig,
+    GenerateConfig,
     MachineConfig,
     ObjectiveConfig,
     StrategyConfig,
@@ -71,7 +73,8 @@ def _kept(path: Path, asked: CampaignConfig) -> Networks | None:
 
 
 def _asked(campaign: CampaignConfig, kind: Kind | None) -> CampaignConfig:
-    """What only concerns the enhancer is set to one thing, so that one judge serves all cells of a data set."""
+    """What only concerns the enhancer or a generator is set to one thing, so that one judge serves all cells of a data
+    set."""
     recognise = campaign.recognise
     depth = min(recognise.depth, 4)
     default: Kind = "cnn" if recognise.kind == "cnn" else "unet"
@@ -86,6 +89,8 @@ def _asked(campaign: CampaignConfig, kind: Kind | None) -> CampaignConfig:
         training=TRAINING,
         strategy=StrategyConfig(kind="fedavg"),
         rounds=replace(campaign.rounds, rounds=ROUNDS),
+        generate=GenerateConfig(),
+        augment=AugmentConfig(),
     )
 
 

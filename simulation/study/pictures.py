@@ -69,7 +69,7 @@ def _contours(
 ) -> Picture:  # fmt: skip
     from PIL import ImageColor
 
-    image = _grey(read_as.image_NCHW[index], WIDTH)
+    image = grey(read_as.image_NCHW[index], WIDTH)
     drawn = image.copy()
     scale = len(image) // slices.mask_NHW.shape[1]
     for code in range(1, len(campaign.masks) + 1):
@@ -82,7 +82,7 @@ def _contours(
     if by == DICE and np.isfinite(score_N[index]):
         words.append(f"Dice {score_N[index]:.3f}")
     words += _said(read_as, slices, index, campaign)
-    return {"kind": "contours", "caption": "; ".join(words) + ".", "uri": _uri(_beside([image, drawn]))}
+    return {"kind": "contours", "caption": "; ".join(words) + ".", "uri": uri_of(beside([image, drawn]))}
 
 
 def _said(read_as: Reading, slices: Slices, index: int, campaign: CampaignConfig) -> list[str]:
@@ -102,7 +102,7 @@ def _saliency(
 ) -> list[Picture]:
     pictures = []
     for behind in behind_diagnoses(networks, slices, read_as, campaign, machine):
-        image = _grey(read_as.image_NCHW[behind.index], WIDTH)
+        image = grey(read_as.image_NCHW[behind.index], WIDTH)
         levels_HW = brightest(behind)
         scale = max(1, len(image) // len(levels_HW))
         map_HW3 = _mapped(_larger(levels_HW, scale) / np.float32(255), "magma")
@@ -110,7 +110,7 @@ def _saliency(
         of_all = f"the test image of median probability ({behind.probability:.2f}) among those that are read as it"
         truth = _said(read_as, slices, behind.index, campaign)[1]
         caption = f"Behind “{campaign.diagnoses[behind.code]}”: {what}, on {of_all}; {truth}."
-        pictures.append({"kind": "saliency", "caption": caption, "uri": _uri(_beside([image, map_HW3]))})
+        pictures.append({"kind": "saliency", "caption": caption, "uri": uri_of(beside([image, map_HW3]))})
     return pictures
 
 
@@ -125,7 +125,7 @@ def _similarity(before: Features, after: Features, name: str) -> Picture:
         f"(left) and after (right), from -1 (blue) to 1 (red); mean |cosine| of different channels {words[0]} and "
         f"{words[1]}."
     )
-    return {"kind": "similarity", "caption": caption, "uri": _uri(_beside(panels))}
+    return {"kind": "similarity", "caption": caption, "uri": uri_of(beside(panels))}
 
 
 def _attention(found: Mapping[str, Features]) -> Picture:
@@ -135,7 +135,7 @@ def _attention(found: Mapping[str, Features]) -> Picture:
         f"Where each block is active (mean of squared features) in the same image, before training (above) and after "
         f"(below); from left to right: {', '.join(blocks)}. Each block has one scale for both."
     )
-    return {"kind": "attention", "caption": caption, "uri": _uri(_above(maps["before"], maps["after"]))}
+    return {"kind": "attention", "caption": caption, "uri": uri_of(_above(maps["before"], maps["after"]))}
 
 
 def _gates(found: Mapping[str, Features]) -> Picture:
@@ -144,7 +144,7 @@ def _gates(found: Mapping[str, Features]) -> Picture:
         "What each gate lets pass of its skip, from 0 (dark) to 1 (bright), before training (above) and after (below); "
         "from the coarsest gate to the finest."
     )
-    return {"kind": "attention", "caption": caption, "uri": _uri(_above(before, after))}
+    return {"kind": "attention", "caption": caption, "uri": uri_of(_above(before, after))}
 
 
 def _above(before: Sequence[npt.NDArray[Any]], after: Sequence[npt.NDArray[Any]]) -> Colours:
@@ -152,13 +152,13 @@ def _above(before: Sequence[npt.NDArray[Any]], after: Sequence[npt.NDArray[Any]]
     side = max(len(map_HW) for map_HW in after)
     times = max(1, SMALL // side)
     above, below = (
-        _beside([_mapped(_larger(map_HW, times * side // len(map_HW)), "viridis") for map_HW in maps])
+        beside([_mapped(_larger(map_HW, times * side // len(map_HW)), "viridis") for map_HW in maps])
         for maps in (before, after)
     )
     return np.concatenate([above, np.zeros((GAP, *above.shape[1:]), np.uint8), below])
 
 
-def _grey(image_CHW: Tensor, width: int) -> Colours:
+def grey(image_CHW: Tensor, width: int) -> Colours:
     """At a whole multiple of its size, so that every pixel stays one; in colour (H, W, 3)."""
     shown = _few(pixels(image_CHW), 128)
     shown = np.repeat(shown[..., None], 3, axis=2) if shown.ndim == 2 else shown
@@ -196,7 +196,7 @@ def _few(share: npt.NDArray[Any], colours: int) -> npt.NDArray[np.uint8]:
     return few
 
 
-def _beside(panels: Sequence[Colours]) -> Colours:
+def beside(panels: Sequence[Colours]) -> Colours:
     """From left to right with clear gaps, opaque elsewhere (H, W, 4); what is lower stands at the top."""
     height = max(len(panel) for panel in panels)
     parts: list[Colours] = []
@@ -207,7 +207,7 @@ def _beside(panels: Sequence[Colours]) -> Colours:
     return np.concatenate(parts[:-1], axis=1)
 
 
-def _uri(picture: Colours) -> str:
+def uri_of(picture: Colours) -> str:
     """With a palette where there are few colours: a byte per pixel."""
     from PIL import Image
 

@@ -79,6 +79,22 @@ def test_the_generation_study_composes_and_its_quick_budget_is_three_augmentatio
     assert {each.seed for each in full} == {0, 1, 2}
 
 
+def test_one_judge_judges_every_generator_of_a_data_set() -> None:
+    asked = ("generate=emit-diff", "generate.edges=none", "generate.draw.steps=2", "augment=deepstack")
+    campaigns = [cell(words).config.campaign for words in asked]
+    assert len({judges._key(judges._asked(campaign, None), "recipe") for campaign in campaigns}) == 1
+
+
+def test_another_text_encoder_in_the_same_folder_makes_another_generator(folder: Path, tmp_path: Path) -> None:
+    asked = cell(f"generate.text=sentence generate.text_encoder={tmp_path}")
+    keys = set()
+    for content in (b"one", b"another"):
+        (tmp_path / "model.safetensors").write_bytes(content)
+        cohort = opened(asked.config, folder)
+        keys.add(generators.key_of_part(asked, asked.config.campaign, "pooled", "", cohort, None))
+    assert len(keys) == 2
+
+
 def test_a_cell_without_synthetic_images_is_the_same_cell_whatever_the_generator_would_be() -> None:
     plain = cell("augment=none").key
     assert cell("augment=none", "generate.draw.steps=2").key == plain
