@@ -2,6 +2,9 @@
 
 Sites send counts, sums and quantiles, never scores of single images; a sum over sites of those is the exact mean over
 all images. What cannot be pooled from sums (AUC, F1, quantiles) stays per site.
+
+A campaign with a generator has a rounds.jsonl for each of its phases; they are part of what it cost. One that has
+nothing else has rows of the generator (server/generator.py).
 """
 
 from __future__ import annotations
@@ -10,10 +13,12 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from server.about import read_about
-from shared.config import SelfRegConfig, build
+from server.generator import generator_rows
+from server.records import FILE, PHASES
+from shared.config import Phase, SelfRegConfig, build, without_places
 from shared.errors import DataError
 from shared.metrics import one_per_test, pool
 from shared.types import Metrics
@@ -23,47 +28,66 @@ _STATES: Mapping[str, str] = {"clean": "clean", "degraded": "degraded", "enhance
 
 
 def closing_record(run_dir: Path) -> dict[str, Any]:
-    """The record of a deployed run: as record.json, with rows from the last evaluation and no comparators."""
+    """The record of a deployed run: as record.json, with rows from the last evaluation and no comparators; `phases`
+    holds the records of a generator's phases."""
     campaign, about = _campaign(run_dir / "campaign.json"), read_about(run_dir)
-    rounds = _rounds(run_dir / "rounds.jsonl")
-    judged = [record for record in rounds if record["evaluation"]]
+    phases = [record for path in phase_files(run_dir) for record in _rounds(path)]
+    rounds = _rounds(run_dir / FILE) if (run_dir / FILE).is_file() else []
+    everything = [*phases, *rounds]
+    judged = [record for record in rounds or phases if record["evaluation"]]
     if not judged:
         raise DataError("rounds.jsonl holds no evaluation; resume the campaign until a round with one is finished")
-    rows = rows_of(judged[-1], rounds, campaign)
+    if rounds:
+        rows, method = rows_of(judged[-1], everything, campaign), campaign["objective"]["kind"]
+    else:
+        method = str(campaign.get("generate", {}).get("kind", "generator"))
+        rows = _with_cost(generator_rows(phases, {**_labels(campaign), "method": method}), everything)
     return {
         "experiment": campaign["name"],
         "seeds": [campaign["seed"]],
         "config_digest": about.get("config_digest", _digest(campaign)),
         "versions": about.get("versions", {}),
-        "wall_s": sum(float(record["seconds"]) for record in rounds),
+        "wall_s": sum(float(record["seconds"]) for record in everything),
         "rows": rows,
         "claims": [],
         "config": campaign,
         "sites": {site: about["sites"].get(site, {}) for site in sorted(judged[-1]["evaluation"])},
-        "method": campaign["objective"]["kind"],
+        "method": method,
         "rounds": rounds,
+        "phases": phases,
     }
+
+
+def phase_files(run_dir: Path) -> list[Path]:
+    """The files of a generator's phases that have begun, in their order."""
+    paths = (run_dir / PHASES / phase / FILE for phase in get_args(Phase))
+    return [path for path in paths if path.is_file()]
 
 
 def rows_of(
     judged: Mapping[str, Any], rounds: Sequence[Mapping[str, Any]], campaign: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """Rows for degraded, clean and federated: one per site, one over all sites."""
+    """Rows for degraded, clean and federated: one per site, one over all sites, with the cost of all `rounds`."""
     by_site = {site: _moments(metrics) for site, metrics in judged["evaluation"].items()}
     both = [*((site, [metrics]) for site, metrics in sorted(by_site.items())), ("all", list(by_site.values()))]
-    cost = {
-        "bytes_up": sum(int(record["bytes_up"]) for record in rounds),
-        "samples_seen": int(sum(site.get("samples", 0) for r in rounds for site in r["training"].values())),
-        "seconds": sum(float(record["seconds"]) for record in rounds),
-    }
     rows = []
     for test_site, metrics in both:
         for state, setting in _STATES.items():
             figures = _pooled(metrics, state, test_site)
             if figures:
-                extra = cost if (test_site, setting) == ("all", "federated") else {}
-                rows.append({**labels_of(campaign), "setting": setting, "test_site": test_site, **figures, **extra})
-    return rows
+                rows.append({**labels_of(campaign), "setting": setting, "test_site": test_site, **figures})
+    return _with_cost(rows, rounds)
+
+
+def _with_cost(rows: Sequence[Mapping[str, Any]], rounds: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What all rounds cost, phases of a generator included, in the federated row over all sites."""
+    cost = {
+        "bytes_up": sum(int(record["bytes_up"]) for record in rounds),
+        "samples_seen": int(sum(site.get("samples", 0) for r in rounds for site in r["training"].values())),
+        "seconds": sum(float(record["seconds"]) for record in rounds),
+    }
+    federated = ("all", "federated")
+    return [{**row, **(cost if (row["test_site"], row["setting"]) == federated else {})} for row in rows]
 
 
 def labels_of(campaign: Mapping[str, Any]) -> dict[str, Any]:
@@ -73,15 +97,16 @@ def labels_of(campaign: Mapping[str, Any]) -> dict[str, Any]:
     """
     objective = campaign["objective"]
     steered = {} if _gate(objective) == "off" else {"lambda": objective["task_weight"]}
+    return {"method": _method(campaign), **_labels(campaign), **steered, "gate": _gate(objective)}
+
+
+def _labels(campaign: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "method": _method(campaign),
         "seed": campaign["seed"],
         "data": campaign["data"]["kind"],
         "degradation": campaign["degrade"]["kind"],
         "split": "test",
         "site": "all",
-        **steered,
-        "gate": _gate(objective),
     }
 
 
@@ -152,11 +177,7 @@ def _campaign(path: Path) -> dict[str, Any]:
 
 def _digest(campaign: Mapping[str, Any]) -> str:
     """The digest that the sites agreed on: as shared.config.campaign_digest, over the file's own keys."""
-    data = {key: value for key, value in campaign["data"].items() if key not in ("root", "test")}
-    objective = {key: value for key, value in campaign["objective"].items() if key != "vgg_weights"}
-    values = {**campaign, "data": data, "objective": objective}
-    if isinstance(generate := campaign.get("generate"), dict):
-        places = ("hed_weights", "text_encoder", "start")
-        values["generate"] = {key: value for key, value in generate.items() if key not in places}
+    values = without_places(campaign)
+    values["data"].pop("test", None)
     text = json.dumps(values, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
