@@ -56,7 +56,8 @@ class DrawConfig:
     variants: int = 4
     """K: synthetic images per training image, each with a seed of its own."""
     sampler: Literal["ddim", "dpm", "rflow"] = "rflow"
-    """ddim: as published; dpm: DPM-Solver++(2M), multistep of second order; rflow: Euler steps of the velocity."""
+    """ddim: as published; dpm: DPM-Solver++(2M), multistep of second order; rflow: the velocity by
+    Adams-Bashforth, of second order too; one call of the networks a step each."""
     steps: int = 8
     """Published: DDIM with 20."""
     guidance: float = 2.0

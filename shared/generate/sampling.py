@@ -14,7 +14,7 @@ depend on its batch, beyond what the order of additions changes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, cast
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from monai.networks.nets import ControlNet
 
 BATCH_SIZE = 16
+"""Images that are drawn at a time, wherever more are wanted."""
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """(noisy_BCHW, time_B) -> what the networks tell at that time."""
 
@@ -124,25 +125,6 @@ def sample(
         latent_BCHW = SOLVERS[draw.sampler](denoise, latent_BCHW, draw.steps)
         image_BCHW = generator.decode(latent_BCHW).float()
     return image_BCHW.clone()  # outside of inference_mode: one that training may read
-
-
-def sample_all(
-    generator: Generator,
-    hint_NCHW: Tensor,
-    token_NW: Tensor,
-    draw: DrawConfig,
-    prediction: Prediction,
-    seeds: Sequence[int],
-    *,
-    machine: MachineConfig | None = None,
-    batch_size: int = BATCH_SIZE,
-) -> Iterator[Tensor]:
-    """The same for any number, batch by batch in their order, on the CPU: memory is that of one batch, and the caller
-    keeps what is drawn and tells how far it is."""
-    for start in range(0, len(seeds), batch_size):
-        rows = slice(start, start + batch_size)
-        image_BCHW = sample(generator, hint_NCHW[rows], token_NW[rows], draw, prediction, seeds[rows], machine=machine)
-        yield image_BCHW.cpu()
 
 
 def noise_of(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:

@@ -20,7 +20,6 @@ from shared.generate.sampling import (
     noise_of,
     predicted,
     sample,
-    sample_all,
     times_of,
 )
 from shared.generate.schedule import TIMES, Prediction, kept_T
@@ -252,14 +251,6 @@ def test_an_image_depends_on_its_seed_its_hint_and_its_prompt(generator: Generat
     ]
     assert torch.equal(first, sample(generator, hint, token, draw, "noise", [1], machine=PLAIN))
     assert all((first - other()).abs().max() > 1e-4 for other in others)
-
-
-def test_batches_come_in_order_and_are_the_images_of_one(generator: Generator) -> None:
-    draw, hint, token, seeds = DPM, hints(generator, 5), tokens(5), list(range(5))
-    batches = list(sample_all(generator, hint, token, draw, "noise", seeds, machine=PLAIN, batch_size=2))
-    assert [len(batch) for batch in batches] == [2, 2, 1]
-    whole = sample(generator, hint, token, draw, "noise", seeds, machine=PLAIN)
-    torch.testing.assert_close(torch.cat(batches), whole, rtol=0, atol=1e-5)
 
 
 def test_drawn_images_can_be_trained_on_and_leave_the_weights_alone(generator: Generator) -> None:
