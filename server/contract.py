@@ -123,7 +123,7 @@ _CLAIM_MORE: Mapping[str, Kind] = {
     **dict.fromkeys(("low", "high"), number),
 }
 _RUN: Mapping[str, Kind] = {"method": text, "seed": whole, "rounds": lists(group)}
-_RUN_MORE: Mapping[str, Kind] = {"pseudo_labels": groups(groups(whole))}
+_RUN_MORE: Mapping[str, Kind] = {"pseudo_labels": groups(groups(whole)), "phases": lists(group)}
 _ROUND: Mapping[str, Kind] = {"round": whole}
 _ROUND_MORE: Mapping[str, Kind] = {
     **dict.fromkeys(("seconds", "bytes_up", "bytes_down"), number),
@@ -131,6 +131,8 @@ _ROUND_MORE: Mapping[str, Kind] = {
     "training": groups(group),
     "evaluation": groups(groups(moments)),
 }
+_PHASE_ROUND: Mapping[str, Kind] = {"phase": text}
+"""A round of a generator's phases says which."""
 _LOSSES: Mapping[str, Kind] = dict.fromkeys(("loss_enhance", "loss_recognise"), figure)
 _STUDY: Mapping[str, Kind] = {"budget": text, "planned": whole, "tables": lists(group), "cells": lists(group)}
 _TABLE: Mapping[str, Kind] = {
@@ -188,7 +190,9 @@ def checked(record: Any, name: str) -> dict[str, Any]:
     for run in whole_record["runs"]:
         _has(run, _RUN, _RUN_MORE, f"{name} has a run that")
         _check_rounds(run["rounds"], name)
+        _check_rounds(run.get("phases", []), name, _PHASE_ROUND)
     _check_rounds(whole_record.get("rounds", []), name)
+    _check_rounds(whole_record.get("phases", []), name, _PHASE_ROUND)
     _check_config(whole_record["config"], name)
     if whole_record.get("study") is not None:
         _check_study(whole_record, name)
@@ -211,11 +215,11 @@ def _has(values: Mapping[str, Any], needed: Mapping[str, Kind], more: Mapping[st
             raise DataError(f"{what} has no usable {key!r}; {_WAY_OUT}")
 
 
-def _check_rounds(rounds: Any, name: str) -> None:
+def _check_rounds(rounds: Any, name: str, needed: Mapping[str, Kind] | None = None) -> None:
     if not lists(group)(rounds):
         raise DataError(f"{name} has no usable 'rounds'; {_WAY_OUT}")
     for record in rounds:
-        _has(record, _ROUND, _ROUND_MORE, f"{name} has a round that")
+        _has(record, {**_ROUND, **(needed or {})}, _ROUND_MORE, f"{name} has a round that")
         for site in record.get("training", {}).values():
             _has(site, {}, _LOSSES, f"{name} has a round whose training")
 

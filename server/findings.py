@@ -3,6 +3,7 @@
     record.json    what `wardround-simulate` measured: rows, claims, round records, config, data sheet, timings
     pictures/      npz files beside it: one example per site, scores per image, intensity histograms (simulation only)
     rounds.jsonl   a deployed campaign instead: one record per finished round, by the coordinator
+    phases/        the same of each phase of a generator (server/phases.py)
     campaign.json  the campaign that was agreed on
     about.json     its digest, the versions that ran, the sites' counts (optional)
 
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from server.closing import closing_record
+from server.closing import closing_record, phase_files
 from server.contract import checked, contract_of, read_json
 from shared.config import without_places
 from shared.errors import DataError
@@ -32,6 +33,8 @@ class Run:
     pictures: Path | None = None
     pseudo_labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """Of the final model, by site: offered, accepted, known, right. Only a simulation knows the truth."""
+    phases: tuple[Mapping[str, Any], ...] = ()
+    """Round records of a generator's phases, which come before `rounds`; alone where nothing else was trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +53,9 @@ def read_findings(run_dir: Path) -> Findings:
     """Read a run folder of either kind; DataError names the first thing that cannot be used."""
     if (run_dir / "record.json").is_file():
         return _simulated(run_dir)
-    if (run_dir / "rounds.jsonl").is_file():
+    if (run_dir / "rounds.jsonl").is_file() or phase_files(run_dir):
         record = checked(closing_record(run_dir), "rounds.jsonl")
-        run = Run(record["method"], record["seeds"][0], tuple(record["rounds"]))
+        run = Run(record["method"], record["seeds"][0], tuple(record["rounds"]), phases=tuple(record["phases"]))
         return Findings(
             contract_of(record), (run,), without_places(record["config"]), deployed=True, sites=record["sites"]
         )
@@ -71,6 +74,7 @@ def _simulated(run_dir: Path) -> Findings:
             tuple(run["rounds"]),
             _pictures(run_dir, run["method"], run["seed"]),
             run.get("pseudo_labels", {}),
+            tuple(run.get("phases", ())),
         )
         for run in record["runs"]
     )

@@ -16,6 +16,7 @@ from server.explanations import explained
 from server.findings import Findings
 from server.gate import gate_charts, promotion_charts
 from server.generation.page import context as generation_page
+from server.generator import generator_section, generator_tiles, generator_words, total
 from server.labels import label_section
 from server.looks import diagnoses_shown, features_shown
 from server.recognition.page import context as recognition_page
@@ -32,6 +33,10 @@ _OF_ENHANCERS = (
     "PSNR, SSIM and RMSE compare with the clean image of the same slice; they do not say whether a finding survived. "
     "Look at the pictures and at Dice or accuracy beside them.",
     "An enhancer can remove or invent small structures. The worst image of each site is shown for that reason.",
+)
+_OF_GENERATORS = (
+    "A generator's losses do not say whether its images are right, varied, or copies of a patient's: each site looks "
+    "at what it draws, and its guards refuse a generator that copies."
 )
 _SIMULATED = (
     "Simulated on one machine: the degradation is synthetic and hospitals differ only in what was simulated. "
@@ -72,6 +77,7 @@ def page(findings: Findings) -> dict[str, Any]:
     report = findings.report
     sites = sites_of(findings)
     summary = summary_rows(report["rows"])
+    alone = generator_alone(findings)
     quality = [key for key in QUALITY if any(key in metrics for _, metrics in summary)]
     return {
         "report": report,
@@ -80,7 +86,8 @@ def page(findings: Findings) -> dict[str, Any]:
         "lead": lead(findings, sites),
         "learnt": learnt(findings),
         "verdict": verdict(report["claims"]),
-        "tiles": _tiles(summary),
+        "tiles": generator_tiles(report["rows"]) if alone else _tiles(summary),
+        "alone": alone,
         "metrics": METRICS,
         "quality": quality,
         "hd95": HD95,
@@ -96,7 +103,12 @@ def page(findings: Findings) -> dict[str, Any]:
         "data": data_table(findings.sites, findings.config.get("campaign", findings.config)),
         "costs": _costs(findings, summary),
         "config": json.dumps(findings.config, indent=2, sort_keys=True),
-        "limits": [*_LIMITS, *(_OF_ENHANCERS * enhances(findings)), *([_SIMULATED] * (not findings.deployed))],
+        "limits": [
+            *_LIMITS,
+            *(_OF_ENHANCERS * (enhances(findings) and not alone)),
+            *([_OF_GENERATORS] * any(run.phases for run in findings.runs)),
+            *([_SIMULATED] * (not findings.deployed)),
+        ],
     }
 
 
@@ -107,6 +119,11 @@ def sites_of(findings: Findings) -> list[str]:
         *(site for site in findings.sites if site in tested),
         *(site for site in tested if site not in findings.sites),
     ]
+
+
+def generator_alone(findings: Findings) -> bool:
+    """Whether a generator's phases are all that was trained (so far)."""
+    return bool(findings.runs) and all(run.phases and not run.rounds for run in findings.runs)
 
 
 def enhances(findings: Findings) -> bool:
@@ -139,6 +156,8 @@ def _above_nought(value: Any) -> bool:
 
 def lead(findings: Findings, sites: Sequence[str]) -> str:
     """The result in a few sentences, from the first method's rows over all sites."""
+    if generator_alone(findings):
+        return _generators_lead(findings, sites)
     summary = summary_rows(findings.report["rows"])
     if not summary:
         return "No result over all sites was recorded."
@@ -168,6 +187,12 @@ def lead(findings: Findings, sites: Sequence[str]) -> str:
         phrases = " and ".join(_recognised(key, federated, degraded) for key in recognised)
         words.append(f"On {where} images{unseen} the recogniser reaches {phrases}.")
     return " ".join(words)
+
+
+def _generators_lead(findings: Findings, sites: Sequence[str]) -> str:
+    who = _count(len(sites), "site")
+    began = f"{who[0].upper()}{who[1:]} trained a generator of images together; only weight differences left a site."
+    return f"{began} {generator_words(findings.runs[0].phases, findings.report['rows'])}"
 
 
 def _recognised(key: str, federated: Mapping[str, float], degraded: Mapping[str, float]) -> str:
@@ -258,6 +283,7 @@ def _parts(findings: Findings, sites: Sequence[str]) -> list[dict[str, Any]]:
                 "gate": gate_charts(run, sites),
                 "promotion": promotion_charts(run),
                 "labels": label_section(run, sites, diagnoses),
+                "generator": generator_section(run.phases, sites, label=run.method),
                 "spreads": charts.spreads(run, pictures, sites),
                 "curves": charts.curves(run, sites),
                 "histogram": charts.histogram(pictures, sites) if pictures else None,
@@ -283,16 +309,30 @@ def _costs(
         for (method, setting), metrics in summary
         if "samples_seen" in metrics
     ]
-    sent = sum(int(r.get("bytes_up", 0)) for run in findings.runs for r in run.rounds)
-    received = sum(int(r.get("bytes_down", 0)) for run in findings.runs for r in run.rounds)
-    traffic = [("sites to coordinator", bytes_shown(sent)), ("coordinator to sites", bytes_shown(received))]
+    phases = [record for run in findings.runs for record in run.phases]
+    everything = [*phases, *(record for run in findings.runs for record in run.rounds)]
     times = [(name.replace("_", " "), duration_shown(float(value))) for name, value in findings.timings.items()]
-    dropped = sum(len(r.get("dropped", {})) for run in findings.runs for r in run.rounds)
+    if phases:
+        where = "generator's phases, in the federation" if findings.timings else "generator's phases"
+        times.append((where, duration_shown(total(phases, "seconds"))))
+    traffic = [("sites to coordinator", "bytes_up"), ("coordinator to sites", "bytes_down")]
+    dropped = sum(len(record.get("dropped", {})) for record in everything)
     return {
         "times": [*times, ("whole run", duration_shown(float(findings.report["wall_s"])))],
-        "traffic": [*traffic, ("replies missed", f"{dropped}")],
+        "traffic": [
+            *((words, _sent(phases, everything, key)) for words, key in traffic),
+            ("replies missed", f"{dropped}"),
+        ],
         "training": training,
     }
+
+
+def _sent(phases: Sequence[Mapping[str, Any]], everything: Sequence[Mapping[str, Any]], key: str) -> str:
+    """Bytes of all rounds, and how many of them a generator's phases took where there are others."""
+    words = bytes_shown(total(everything, key))
+    if not 0 < len(phases) < len(everything):
+        return words
+    return f"{words}, of it {bytes_shown(total(phases, key))} for the generator"
 
 
 def _spent(metrics: Mapping[str, float]) -> list[str]:

@@ -194,9 +194,8 @@ def load_cell(folder: Path) -> Cell | None:
         values = kept["comparison"]
         with np.load(folder / "result.npz", allow_pickle=False) as arrays:
             pictures = {name: arrays[name] for name in arrays.files}
-        comparison = Comparison(
-            **{**values, "rows": tuple(values["rows"]), "rounds": tuple(values["rounds"]), "pictures": pictures}
-        )
+        lists = {name: tuple(values.get(name, ())) for name in ("rows", "rounds", "phases")}
+        comparison = Comparison(**{**values, **lists, "pictures": pictures})
         return Cell(comparison, kept["timings"], kept["wall_s"])
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError(f"the kept result in {folder.name} cannot be read; run again with fresh=true") from None

@@ -72,6 +72,8 @@ class Comparison:
     seconds: Mapping[str, float]
     pseudo_labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     """By site: offered, accepted, known, right (see simulation/pseudo.py); {} where none are made."""
+    phases: tuple[Mapping[str, Any], ...] = ()
+    """Round records of a generator's phases, which came before `rounds`."""
 
 
 def compare(
@@ -126,6 +128,7 @@ def compare(
         pictures=shown,
         seconds={"comparators": trained - began, "judging": time.perf_counter() - trained},
         pseudo_labels=pseudo,
+        phases=tuple(of_generator(federated.records)),
     )
 
 
@@ -147,6 +150,11 @@ def _opened(store: Path, site: str, campaign: CampaignConfig, machine: MachineCo
 def of_training(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The records of the rounds that trained enhancer and recogniser: not those of a generator's phases."""
     return [record for record in records if record.get("phase", "train") == "train"]
+
+
+def of_generator(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The others: those of a generator's phases."""
+    return [record for record in records if record.get("phase", "train") != "train"]
 
 
 def elsewhere_config(config: SimulationConfig, campaign: CampaignConfig | None = None) -> SimulationConfig:
@@ -249,7 +257,8 @@ def write_record(
 
 def _run(comparison: Comparison) -> dict[str, Any]:
     run: dict[str, Any] = {"method": comparison.method, "seed": comparison.seed, "rounds": list(comparison.rounds)}
-    return run | ({"pseudo_labels": comparison.pseudo_labels} if comparison.pseudo_labels else {})
+    run |= {"pseudo_labels": comparison.pseudo_labels} if comparison.pseudo_labels else {}
+    return run | ({"phases": list(comparison.phases)} if comparison.phases else {})
 
 
 def _claims(rows: Sequence[Row], config: SimulationConfig) -> list[dict[str, Any]]:
