@@ -6,7 +6,8 @@
 
 Only what a phase trains travels in its rounds. A run goes on in the phase, and at the round, where it was lost: phases
 before it end again at once, from their checkpoints. After the autoencoder's phase the scale of its latents is fixed:
-1 / root of the mean square of latents over all sites' test images, which sites report as a sum and a count.
+1 / root of the mean square of latents over all sites' test images, which sites report as a sum and a count. A site that
+is far from the others there is not believed.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ from shared.weights import arrays_digest
 SCALE = "latents.scale"
 SQUARE = "latents.square"
 """Metric of the autoencoder's phase: the mean square of an image's latents."""
+LEAST = 1e-12
+"""Mean squares of latents lie between this and its inverse."""
+BELIEVED = 10.0
+"""Times the median of sites, and its inverse: scanners differ, but all sites' images go through one autoencoder."""
 
 Initial = Callable[[CampaignConfig, Arrays], tuple[Arrays, Arrays]]
 """(campaign in a phase, what the phases before have left) -> (weights to start with, what is frozen)."""
@@ -63,13 +68,20 @@ def _run_phase(run: Run, phase: Phase, left: Arrays, initial: Initial) -> Campai
 
 
 def latent_scale(closing: RoundRecord) -> npt.NDArray[np.float32]:
-    """(1,) float32, from the closing evaluation of the autoencoder's phase."""
+    """(1,) float32, from the closing evaluation of the autoencoder's phase.
+
+    A site that says what cannot be, or is further than BELIEVED from the (logarithmic) median of sites, is left out: no
+    site alone decides the scale for all, whatever it counts. Of two that far from one another neither is believed.
+    """
     found = [site[SQUARE] for site in closing["evaluation"].values() if SQUARE in site]
-    count, total = (sum(float(site[key]) for site in found) for key in ("count", "total"))
-    square = total / count if count else 0.0
-    if not 1e-12 < square < 1e12 or not math.isfinite(square):
+    told = [(float(site["count"]), float(site["total"])) for site in found]
+    told = [(count, total) for count, total in told if count > 0 and LEAST < total / count < 1 / LEAST]
+    middle = float(np.median([math.log(total / count) for count, total in told])) if told else 0.0
+    told = [(count, total) for count, total in told if abs(math.log(total / count) - middle) <= math.log(BELIEVED)]
+    if not told:
         raise DataError(
             "the autoencoder's latents have no usable spread at the sites; give generate.autoencoder more rounds or a "
             "lower learning_rate, in a new campaign"
         )
-    return np.array([square**-0.5], np.float32)
+    count, total = map(sum, zip(*told, strict=True))
+    return np.array([(total / count) ** -0.5], np.float32)

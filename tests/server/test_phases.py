@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,6 +122,26 @@ def test_latents_without_usable_spread_end_the_run_with_the_way_out(total: float
     closing = {"evaluation": {"a": {"latents.square": {"count": 2, "total": total, "total_sq": 1.0}}}}
     with pytest.raises(DataError, match=r"generate\.autoencoder"):
         latent_scale(closing)
+
+
+def told(**totals: tuple[int, float]) -> dict[str, Any]:
+    means = {site: {"count": count, "total": total, "total_sq": 0.0} for site, (count, total) in totals.items()}
+    return {"evaluation": {site: {"latents.square": mean} for site, mean in means.items()}}
+
+
+@pytest.mark.parametrize("lie", [(2**53, 2.0**53 * 1e9), (4, 1e-9), (1, -1e300), (0, 5.0), (1, 1e300)])
+def test_a_site_that_lies_about_its_latents_does_not_decide_the_scale_of_all(lie: tuple[int, float]) -> None:
+    honest = told(a=(2, 8.0), b=(6, 30.0))
+    pooled = (38.0 / 8) ** -0.5
+    np.testing.assert_allclose(latent_scale(honest), [pooled], rtol=1e-6)
+    np.testing.assert_allclose(latent_scale(told(a=(2, 8.0), b=(6, 30.0), liar=lie)), [pooled], rtol=1e-6)
+    silent = {"evaluation": {**honest["evaluation"], "quiet": {}}}
+    np.testing.assert_allclose(latent_scale(silent), [pooled], rtol=1e-6)
+
+
+def test_of_two_sites_that_contradict_one_another_neither_is_believed() -> None:
+    with pytest.raises(DataError, match=r"generate\.autoencoder"):
+        latent_scale(told(a=(2, 8.0), b=(2, 8e6)))
 
 
 def test_a_lost_run_goes_on_in_the_phase_where_it_was_lost(
