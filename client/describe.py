@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from client.generators import built_generator
 from shared.config import CampaignConfig, campaign_digest
 from shared.weights import ENHANCER
 
@@ -43,9 +44,9 @@ def _agreement(campaign: CampaignConfig) -> tuple[tuple[str, str], ...]:
 
 def _generator(campaign: CampaignConfig) -> tuple[tuple[str, str], ...]:
     """What a shared generator takes from this site and leaves at it."""
-    from shared.generate.networks import TRAINED, build_generator, parts_arrays
+    from shared.generate.networks import TRAINED, parts_arrays
 
-    generator, lengths, leaves = build_generator(campaign), [], []
+    generator, lengths, leaves = built_generator(campaign), [], []
     for phase in campaign.generate.phases:
         here = campaign.in_phase(phase)
         lengths.append(f"{phase} {here.rounds.rounds} rounds of {here.training.local_steps} steps")

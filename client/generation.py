@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from client.generators import generator_folder, keep, kept
+from client.generators import built_generator, generator_folder, keep, kept
 from client.site import SiteSetup
 from shared.config import CampaignConfig, Phase, campaign_digest
 from shared.errors import DataError, RefusedError
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 def receive(plan: Plan, generators: Path, agreed: CampaignConfig, campaign: CampaignConfig) -> None:
     """Keep what a handshake brought; raises DataError where it is not what the phase needs, or not what it says."""
-    from shared.generate.networks import build_generator, frozen_parts, load_parts
+    from shared.generate.networks import frozen_parts, load_parts
 
     if not campaign.generate.on:
         raise DataError("a handshake brought a generator's networks in a campaign that has none")
     if arrays_digest(plan.weights) != plan.frozen_digest:
         raise DataError("the generator's networks arrived changed: their digest is not the plan's; send them again")
-    generator = build_generator(campaign)
+    generator = built_generator(campaign)
     load_parts(generator, plan.weights, frozen_parts(generator, campaign.generate.phase))
     keep(generator_folder(generators, agreed), agreed, plan.weights)
 
@@ -62,11 +62,10 @@ def training_slices(
     if not campaign.augment.generated:
         return data.train
     from client.generate.synthetic import site_synthetic
-    from shared.generate.networks import build_generator
 
     key = (setup.name, setup.store, campaign_digest(agreed), plan.frozen_digest)
     if key not in _synthetic:
-        generator = build_generator(campaign)
+        generator = built_generator(campaign)
         load_frozen(generator, plan, setup.generators, agreed, "train")
         _synthetic[key] = site_synthetic(generator, data.train, agreed, setup, held_out=data.validation)
     return replace(data.train, synthetic=_synthetic[key])

@@ -10,7 +10,9 @@ asking anybody. Two processes may keep the same network at the same time: the la
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,7 @@ from shared.checkpoint import write_atomically
 from shared.config import CampaignConfig, campaign_digest, save_campaign
 from shared.errors import DataError
 from shared.types import Arrays
+from shared.weights import UNKNOWN_TYPES
 
 if TYPE_CHECKING:
     from shared.generate.networks import Generator
@@ -36,13 +39,22 @@ def generator_folder(generators: Path, campaign: CampaignConfig) -> Path:
 
 
 def keep(folder: Path, campaign: CampaignConfig, arrays: Arrays) -> None:
-    """Write `arrays` (names `<network>.<parameter>`), a file for each network in them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / CAMPAIGN).exists():
-        save_campaign(campaign, folder / CAMPAIGN)
-    for part in dict.fromkeys(name.partition(".")[0] for name in arrays):
-        own = {name: np.asarray(values, order="C") for name, values in arrays.items() if _of(name) == part}
-        write_atomically(folder / f"{part}.safetensors", save(own))
+    """Write `arrays` (names `<network>.<parameter>`), a file for each network in them; raises DataError where the disk
+    does not take them."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / CAMPAIGN).exists():
+            partial = folder / f".partial-{os.getpid()}-{CAMPAIGN}"
+            save_campaign(campaign, partial)
+            partial.replace(folder / CAMPAIGN)  # whole or not there: nobody would write it again
+        for part in dict.fromkeys(_of(name) for name in arrays):
+            own = {name: np.asarray(values, order="C") for name, values in arrays.items() if _of(name) == part}
+            write_atomically(folder / f"{part}.safetensors", save(own))
+    except OSError:
+        raise DataError(
+            "the generator's networks cannot be kept at this site; check the permissions of its folder of generators "
+            "and the disk"
+        ) from None
 
 
 def kept(folder: Path, parts: Iterable[str]) -> Arrays:
@@ -52,7 +64,7 @@ def kept(folder: Path, parts: Iterable[str]) -> Arrays:
         try:
             arrays |= {name: np.asarray(values, np.float32) for name, values in
                        load_file(folder / f"{part}.safetensors").items()}  # fmt: skip
-        except (OSError, SafetensorError):
+        except (OSError, SafetensorError, *UNKNOWN_TYPES):
             raise DataError(
                 f"the generator's {part} is not at this site, or cannot be read; it comes with the campaign's next "
                 "round"
@@ -65,12 +77,20 @@ def kept_generator(generators: Path, campaign: CampaignConfig) -> Generator:
 
     Raises DataError where a network is missing, damaged or of another architecture.
     """
-    from shared.generate.networks import build_generator, load_parts
+    from shared.generate.networks import load_parts
 
-    generator = build_generator(campaign)
+    generator = built_generator(campaign)
     parts = tuple(generator.all)
     load_parts(generator, kept(generator_folder(generators, campaign), parts), parts)
     return generator
+
+
+def built_generator(campaign: CampaignConfig) -> Generator:
+    """As a site builds it, whose weights all come from the coordinator or from where they are kept: generate.start is
+    a place at the coordinator, and no file that somebody else has named is read."""
+    from shared.generate.networks import build_generator
+
+    return build_generator(replace(campaign, generate=replace(campaign.generate, start=None)))
 
 
 def _of(name: str) -> str:

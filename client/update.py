@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from client.generation import forget_synthetic, load_frozen, receive, training_slices
-from client.generators import generator_folder, keep
+from client.generators import built_generator, generator_folder, keep
 from client.site import SiteSetup
 from shared.config import CampaignConfig, agreed_phase, campaign_digest, load_campaign
 from shared.errors import RefusedError
@@ -73,6 +73,9 @@ def answer(plan: Plan, setup: SiteSetup, *, on_step: OnStep | None = None) -> Si
 
 
 def _check_plan(plan: Plan, opened: Opened) -> None:
+    if opened.agreed.phases and opened.campaign.generate.phase == "all":
+        raise RefusedError("the approved campaign runs in phases, and the plan names none; run the same version of "
+                           "Wardround at the coordinator")  # fmt: skip
     if plan.architecture_digest != opened.architecture_digest:
         raise RefusedError(
             f"expected architecture {opened.architecture_digest[:12]}, got {plan.architecture_digest[:12]}; "
@@ -208,9 +211,7 @@ def _networks(campaign_file: Path, digest: str) -> Networks | Generator:
     """Shared by all simulated sites of a process: every round begins by loading weights into them."""
     _, campaign = _agreed(campaign_file, digest)
     if campaign.generates:
-        from shared.generate.networks import build_generator
-
-        return build_generator(campaign)
+        return built_generator(campaign)
     from shared.networks import build_networks
 
     return build_networks(campaign)

@@ -28,6 +28,8 @@ PARTS = ("encoder", "decoder", "diagnosis", "prior")
 """What sites train apart, by the labels that they have; an update counts the images that moved each."""
 _DECODER = ("narrow", "up", "gate", "bridge", "mask_head", "mask_heads")
 _DIAGNOSIS = ("diagnosis_head",)
+UNKNOWN_TYPES = (KeyError, TypeError, AttributeError)
+"""What safetensors raises, by its version and the type, for arrays that numpy has no type for: bfloat16, float8."""
 
 
 def part_of(name: str) -> str | None:

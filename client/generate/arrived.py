@@ -54,7 +54,7 @@ def _read(folder: Path) -> Arrived:
     try:
         campaign = load_campaign(folder / CAMPAIGN)
         digest = campaign_digest(campaign)
-        files = {path.stem: path.stat() for path in folder.glob("*.safetensors")}
+        files = {path.stem: path.stat() for path in folder.glob("[!.]*.safetensors")}  # with a dot: of a killed program
     except (WardroundError, OSError):
         raise damaged from None
     if digest != folder.name:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,12 @@ import torch
 from torch import Tensor
 
 from client.dataset import Slices, Synthetic
+from client.generate.agreement import Segmenter
 from client.generate.asks import Asks, asked, asked_apart
-from client.generate.guards import Segmenter, guarded
+from client.generate.guards import guarded
 from client.ingest.store import write_array
 from shared.config import CampaignConfig, MachineConfig, to_dict, without_places
+from shared.errors import DataError
 from shared.generate.hints import hint_of
 from shared.generate.networks import Generator, parts_arrays
 from shared.generate.prompts import prompt_tokens
@@ -68,6 +71,7 @@ def draw_synthetic(
     asks, notes = asked(train, campaign)
     apart = asked_apart(held_out, campaign, MOST_HELD_OUT) if held_out is not None and len(asks) else _nothing()
     total = len(asks) + len(apart)
+    _check_fits(total, train, campaign)
 
     def advance(done: int) -> None:
         if on_progress is not None:
@@ -86,6 +90,18 @@ def draw_synthetic(
     used_S, report = guarded(image_SCHW, asks, train, campaign, machine, site=site, held_out=pairs, segmenter=segmenter)
     synthetic = Synthetic(image_SCHW[used_S], asks.source_S[used_S], asks.diagnosis_S[used_S])
     return Drawn(synthetic, {**report, "notes": list(notes), "generator": digest})
+
+
+def _check_fits(images: int, train: Slices, campaign: CampaignConfig) -> None:
+    """All images of a site are in memory at once, and once more while they are put together. Raises DataError before
+    hours are spent on a drawing that the system would kill."""
+    gigabytes = 2 * images * train.clean_NCHW[:1].numel() * 4 / 1e9
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    if gigabytes > there:
+        raise DataError(
+            f"generate.draw.variants={campaign.generate.draw.variants} asks for {images} images, which need "
+            f"{gigabytes:.0f} GB of memory, and this machine has {there:.0f}; ask for fewer variants in a new campaign"
+        )
 
 
 def _nothing() -> Asks:
@@ -137,6 +153,11 @@ def _drawn(
             image_BCHW = sample(
                 generator, hint_BCHW, token_BW, generate.draw, generate.prediction, batch.seeds, machine=machine
             ).cpu()
+            if not image_BCHW.isfinite().all():
+                raise DataError(
+                    "the generator draws values that are not finite, so none of its images may be used; train it again "
+                    "with a lower learning_rate, in a new campaign"
+                )
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_array(path, image_BCHW.numpy())

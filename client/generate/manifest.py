@@ -80,22 +80,35 @@ def kept_sets(store: Path) -> tuple[KeptSet, ...]:
 
 
 def remove_set(store: Path, digest: str) -> str:
-    """Remove a set, finished or not, named by 8 or more characters of its digest; returns its folder's name."""
+    """Remove a set, finished or not, named by 8 or more characters of its digest; returns its folder's name. Raises
+    ConfigError where none is meant, and while a program draws: it would write into what is being removed."""
     folders = [path for path in synthetic_folder(store).glob("*") if path.is_dir()]
-    named = [path for path in folders if path.name.startswith(digest[:12])]
+    named = [path for path in folders if path.name.startswith(digest[:12]) and _may_be(path, digest)]
     if len(digest) < 8 or len(named) != 1:
         raise ConfigError(
             f"no synthetic set {digest[:12]!r} (name it by 8 or more characters); see: wardround-site synthetic"
         )
-    (named[0] / MANIFEST).unlink(missing_ok=True)  # first: a set half removed is none
-    shutil.rmtree(named[0])
+    with drawing(store, wait=False):
+        try:
+            (named[0] / MANIFEST).unlink(missing_ok=True)  # first: a set half removed is none
+            shutil.rmtree(named[0])
+        except OSError:
+            raise DataError(f"synthetic set {named[0].name} cannot be removed; check its permissions") from None
     return named[0].name
 
 
+def _may_be(folder: Path, digest: str) -> bool:
+    """More than the twelve characters that name a folder have to be those of its manifest, where it can be read."""
+    try:
+        return len(digest) <= 12 or read_set(folder).digest.startswith(digest)
+    except DataError:
+        return True
+
+
 @contextmanager
-def drawing(store: Path) -> Iterator[None]:
-    """Hold the lock of a store's synthetic sets; waits while another program draws. The kernel frees it when the
-    process dies, however it dies."""
+def drawing(store: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of a store's synthetic sets; waits while another program draws, or raises ConfigError then. The
+    kernel frees it when the process dies, however it dies."""
     folder = synthetic_folder(store)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -105,7 +118,10 @@ def drawing(store: Path) -> Iterator[None]:
             "the folder of synthetic images cannot be written; check its permissions and the disk"
         ) from None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError("a program draws synthetic images here; wait until it has ended, or stop it") from None
         yield
     finally:
         os.close(descriptor)

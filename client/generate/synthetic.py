@@ -70,7 +70,12 @@ def site_set(
             kept = read_set(folder)
             if kept.manifest["content"] == content_digest(train):
                 return kept
-        return _draw_set(generator, train, campaign, setup, held_out, on_progress)
+        try:
+            return _draw_set(generator, train, campaign, setup, held_out, on_progress)
+        except OSError:
+            raise DataError(
+                "synthetic images cannot be kept beside the store; check the permissions of their folder and the disk"
+            ) from None
 
 
 def _draw_set(

@@ -12,8 +12,8 @@ What travels in a phase are the arrays of the networks that it trains, by the na
     denoiser     denoiser, prompts
     controlnet   controlnet
 
-The others are frozen in it. `latents.scale`, 1 / standard deviation of the latents of a fixed batch, is set once, after
-the autoencoder's phase, and travels with what is frozen.
+The others are frozen in it. `latents.scale`, 1 / root of the mean square of latents over all sites' images, is set
+once, after the autoencoder's phase, and travels with what is frozen.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ LATENT_CHANNELS = 8
 UNSHUFFLE = 2
 REDUCTION = 2 * UNSHUFFLE
 """Of height and width, image to latents."""
+SMALLEST_SCALE = 1e-6
+"""Of latents; the largest is its inverse. Beyond, latents were no numbers that float32 could train on."""
 TRAINED = {
     "edges": ("hed",),
     "autoencoder": ("autoencoder",),
@@ -232,9 +234,11 @@ def load_start(generator: Generator, path: str) -> None:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
+    from shared.weights import UNKNOWN_TYPES
+
     try:
         found = load_file(path)
-    except (OSError, SafetensorError, KeyError, TypeError):  # the last two: types that numpy does not know, as bfloat16
+    except (OSError, SafetensorError, *UNKNOWN_TYPES):
         raise DataError(
             "generate.start: expected a safetensors file of float32 arrays; export one from an earlier run"
         ) from None
@@ -268,8 +272,11 @@ def load_parts(generator: Generator, arrays: Mapping[str, object], parts: Iterab
     given = cast(Arrays, dict(arrays))
     check_arrays(given, {name: tuple(tensor.shape) for name, tensor in expected.items()})
     scale = given.get("latents.scale")
-    if scale is not None and not scale > 0:
-        raise DataError("weights 'latents.scale' must be above 0; use weights of the same campaign")
+    if scale is not None and not SMALLEST_SCALE <= float(scale[0]) <= 1 / SMALLEST_SCALE:
+        raise DataError(
+            f"weights 'latents.scale' must be {SMALLEST_SCALE:g} to {1 / SMALLEST_SCALE:g}; use weights of the same "
+            "campaign"
+        )
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(torch.from_numpy(given[name].copy()))

@@ -14,9 +14,10 @@ import torch
 
 from client.dataset import Slices, Synthetic, open_site
 from client.evaluate import evaluate
+from client.generate import draw as drawn_here
 from client.generate import synthetic as sets
 from client.generate.draw import Drawn, generator_digest
-from client.generate.manifest import MANIFEST, kept_sets, remove_set, synthetic_folder
+from client.generate.manifest import MANIFEST, drawing, kept_sets, remove_set, synthetic_folder
 from client.generate.synthetic import load_synthetic, save_synthetic, set_digest, site_set, site_synthetic
 from client.ingest.store import Store
 from client.site import SiteSetup
@@ -249,3 +250,34 @@ def test_splits_of_a_store_never_hold_synthetic_images_and_evaluation_is_the_sam
     tainted = replace(after.test, synthetic=synthetic)
     judged = evaluate(networks, tainted, campaign, setup.machine).values
     assert all(np.array_equal(plain[name], judged[name], equal_nan=True) for name in plain)
+
+
+def test_a_set_is_not_removed_while_a_program_draws_or_by_a_digest_that_only_begins_like_its_own(
+    digest: str, setup: SiteSetup
+) -> None:
+    with pytest.raises(ConfigError, match="no synthetic set"):
+        remove_set(setup.store, digest[:12] + "0" * 52)
+    with drawing(setup.store), pytest.raises(ConfigError, match="draws synthetic images here"):
+        remove_set(setup.store, digest)
+    assert remove_set(setup.store, digest) == digest[:12]
+
+
+def test_a_disk_that_takes_no_images_is_said_with_the_way_out(
+    generator: Generator, train: Slices, campaign: CampaignConfig, setup: SiteSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", str(setup.store))
+
+    monkeypatch.setattr(drawn_here, "write_array", full)
+    with pytest.raises(DataError, match="permissions") as found:
+        site_set(generator, train, campaign, setup)
+    assert str(setup.store) not in str(found.value)
+
+
+def test_more_images_than_memory_holds_are_refused_before_one_is_drawn(
+    generator: Generator, train: Slices, campaign: CampaignConfig, setup: SiteSetup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drawn_here, "_drawn", lambda *_: pytest.fail("drawn"))
+    monkeypatch.setattr("os.sysconf", lambda name: {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 10}[name])
+    with pytest.raises(DataError, match="fewer variants"):
+        site_set(generator, train, campaign, setup)
