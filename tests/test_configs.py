@@ -9,6 +9,7 @@ import pytest
 
 from shared.config import (
     CampaignConfig,
+    GenerateConfig,
     RoundsConfig,
     SimulationConfig,
     build,
@@ -176,6 +177,31 @@ def test_a_broken_campaign_file_is_refused(text: str, tmp_path: Path) -> None:
     path.write_text(text)
     with pytest.raises(ConfigError):
         load_campaign(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("generate.phase=denoiser", "leave it at all"),
+        ("generate.denoiser.rounds=100000000000000000000", "1e+06 or less"),
+        ("generate.autoencoder.local_steps=1000000000000", "1e+06 or less"),
+        ("generate.kl_weight=1e30", "0 to 1e+06"),
+        ("generate.organs=['BRAIN\x1b[31M']", "capital letters"),
+        ("generate.organs=['BRAIN;HEAD']", "capital letters"),
+    ],
+)
+def test_a_generator_that_nobody_could_train_is_refused_in_one_line(override: str, reason: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load("simulation", ["data=phantom", "generate=emit-diff", override], SimulationConfig)
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_one_phase_is_no_campaign_to_approve(campaign: CampaignConfig, tmp_path: Path) -> None:
+    generating = replace(campaign, generate=GenerateConfig(kind="emit-diff"))
+    save_campaign(generating.in_phase("denoiser"), tmp_path / "campaign.json")
+    with pytest.raises(ConfigError, match="leave it at all"):
+        load_campaign(tmp_path / "campaign.json")
 
 
 def test_the_data_set_to_test_on_is_no_part_of_the_agreement() -> None:

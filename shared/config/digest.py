@@ -78,4 +78,14 @@ def load_campaign(path: Path) -> CampaignConfig:
         raise ConfigError(
             f"campaign file {path.name!r} is not readable JSON; ask the coordinator for it again"
         ) from None
-    return build(CampaignConfig, values)
+    campaign = build(CampaignConfig, values)
+    require_whole(campaign)
+    return campaign
+
+
+def require_whole(campaign: CampaignConfig) -> None:
+    """Raises ConfigError for a campaign of one phase, which is neither run nor approved by itself."""
+    if campaign.generate.phase != "all":
+        raise ConfigError(
+            f"generate.phase={campaign.generate.phase} is set by the program that runs the phases; leave it at all"
+        )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
-from shared.config.limits import LARGEST_RATE, LARGEST_WEIGHT, MOST_IMAGES, at_most, require
+from shared.config.limits import LARGEST_RATE, LARGEST_WEIGHT, MOST_IMAGES, MOST_STEPS, at_most, require
 from shared.errors import ConfigError
 
+_CODE = re.compile(r"[A-Z][A-Z0-9 _]{0,15}")  # PS3.5 6.2, CS
 Phase = Literal["edges", "autoencoder", "denoiser", "controlnet", "train"]
 AUGMENTATIONS = ("none", "contrast", "noise", "rotate", "scale", "deepstack", "emit-diff", "emit-diff+spatial")
 
@@ -27,6 +29,7 @@ class PhaseConfig:
         require(min(self.local_steps, self.batch_size) >= 1, "generate: local_steps and batch_size must be 1 or more",
                 (self.local_steps, self.batch_size))  # fmt: skip
         at_most(MOST_IMAGES, "generate: batch_size", self.batch_size)
+        at_most(MOST_STEPS, "generate: rounds and local_steps", max(self.rounds, self.local_steps))
         require(0 < self.learning_rate <= LARGEST_RATE, "generate: learning_rate must be above 0", self.learning_rate)
 
 
@@ -154,12 +157,13 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         for name in ("drop_text", "drop_hint", "ema"):
             require(0 <= getattr(self, name) < 1, f"generate.{name} must lie in [0, 1)", getattr(self, name))
-        require(self.kl_weight >= 0, "generate.kl_weight must not be negative", self.kl_weight)
+        require(0 <= self.kl_weight <= LARGEST_WEIGHT, f"generate.kl_weight must be 0 to {LARGEST_WEIGHT:g}",
+                self.kl_weight)  # fmt: skip
         require(0 <= self.finetune_steps <= 100_000, "generate.finetune_steps must be 0 to 100000", self.finetune_steps)
         require(len(set(self.organs)) == len(self.organs) <= 100, "generate.organs names nothing twice", self.organs)
         for organ in self.organs:
-            require(organ.isascii() and organ.isupper() and 0 < len(organ) <= 16,
-                    "generate.organs holds code strings (1 to 16 capital letters)", organ)  # fmt: skip
+            require(bool(_CODE.fullmatch(organ)), "generate.organs holds code strings (1 to 16 capital letters, "
+                    "digits, spaces, underscores; the first a letter)", organ)  # fmt: skip
         if not self.on:
             return
         if not self.hint_channels:

@@ -10,6 +10,7 @@ from importlib import resources
 from typing import Any, TypeVar
 
 from shared.config.build import build
+from shared.config.digest import require_whole
 from shared.config.programs import SimulationConfig
 from shared.errors import ConfigError
 
@@ -38,7 +39,10 @@ def load(program: str, overrides: Sequence[str], schema: type[Config]) -> Config
     if schema is SimulationConfig:
         values = _simulation_values(values)
         values["cross"] = _cross(values["campaign"]["data"])
-    return build(schema, values)
+    config = build(schema, values)
+    if isinstance(config, SimulationConfig):
+        require_whole(config.campaign)
+    return config
 
 
 def _cross(data: dict[Any, Any]) -> dict[str, Any] | None:
