@@ -59,14 +59,14 @@ def autoencoder_loss_B(generator: Generator, generate: GenerateConfig, shown: Pi
 def denoiser_loss_B(generator: Generator, generate: GenerateConfig, shown: Pictures | Latents) -> Tensor:
     assert isinstance(shown, Latents)
     noisy_BCHW, target_BCHW = noised(shown.latent_BCHW, shown.noise_BCHW, shown.time_B, generate.prediction)
-    told_BCHW = predicted(generator, noisy_BCHW, shown.time_B, generator.prompts(shown.token_BW), None)
-    return squared_B(told_BCHW, target_BCHW)
+    predicted_BCHW = predicted(generator, noisy_BCHW, shown.time_B, generator.prompts(shown.token_BW), None)
+    return mse_B(predicted_BCHW, target_BCHW)
 
 
 def controlnet_loss_B(generator: Generator, generate: GenerateConfig, shown: Pictures | Latents) -> Tensor:
     assert isinstance(shown, Latents)
     noisy_BCHW, target_BCHW = noised(shown.latent_BCHW, shown.noise_BCHW, shown.time_B, generate.prediction)
-    return squared_B(told_with_hint(generator, noisy_BCHW, shown), target_BCHW)
+    return mse_B(predicted_with_hint(generator, noisy_BCHW, shown), target_BCHW)
 
 
 LOSSES: dict[str, Loss] = {
@@ -78,15 +78,15 @@ LOSSES: dict[str, Loss] = {
 """By phase."""
 
 
-def told_with_hint(generator: Generator, noisy_BCHW: Tensor, shown: Latents) -> Tensor:
+def predicted_with_hint(generator: Generator, noisy_BCHW: Tensor, shown: Latents) -> Tensor:
     """What the denoiser tells of noisy latents with prompt and hint."""
     assert shown.hint_BCHW is not None
     context_BWC, embedding_BCHW = generator.prompts(shown.token_BW), generator.hint_embedding(shown.hint_BCHW)
     return predicted(generator, noisy_BCHW, shown.time_B, context_BWC, embedding_BCHW)
 
 
-def squared_B(told_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
-    return F.mse_loss(told_BCHW.float(), target_BCHW, reduction="none").mean((1, 2, 3))
+def mse_B(predicted_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
+    return F.mse_loss(predicted_BCHW.float(), target_BCHW, reduction="none").mean((1, 2, 3))
 
 
 def trained_part(generator: Generator, phase: str) -> nn.ModuleList:

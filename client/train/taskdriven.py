@@ -26,23 +26,12 @@ import torch
 from torch import Tensor, nn
 
 from client.dataset import Slices
-from client.train.emitdiff import Found, squared_B, told_with_hint
+from client.train.alone import alone
+from client.train.emitdiff import Found, mse_B, predicted_with_hint
 from client.train.gradprom import Direction, direction, learned, vector_jacobian_D
 from client.train.shown import Latents
 from shared.batch import Batch
-from shared.config import (
-    AugmentConfig,
-    CampaignConfig,
-    DegradeConfig,
-    EnhancerConfig,
-    GenerateConfig,
-    LearnConfig,
-    MachineConfig,
-    ObjectiveConfig,
-    RoundsConfig,
-    SelfRegConfig,
-    StrategyConfig,
-)
+from shared.config import CampaignConfig, LearnConfig, MachineConfig, ObjectiveConfig
 from shared.generate.networks import Generator
 from shared.generate.schedule import clean_estimate, noised
 from shared.networks import build_networks
@@ -64,9 +53,9 @@ def both_gradients(
     """`share` is the part's share of its batch, `of_whole` counts the labels of the batch's early images."""
     prediction = campaign.generate.prediction
     noisy_BCHW, target_BCHW = noised(part.latent_BCHW, part.noise_BCHW, part.time_B, prediction)
-    told_BCHW = told_with_hint(generator, noisy_BCHW, part)
-    cut_BCHW = told_BCHW.detach().float().requires_grad_(True)  # cut here; both losses begin at what was told
-    loss = share * squared_B(cut_BCHW, target_BCHW).mean()
+    predicted_BCHW = predicted_with_hint(generator, noisy_BCHW, part)
+    cut_BCHW = predicted_BCHW.detach().float().requires_grad_(True)  # cut here; both losses begin at what was told
+    loss = share * mse_B(cut_BCHW, target_BCHW).mean()
     (towards_target_BCHW,) = torch.autograd.grad(loss, cut_BCHW)
     early_E = part.early_B.nonzero()[:, 0]
     task_loss, v_D = torch.zeros_like(loss), None
@@ -75,8 +64,8 @@ def both_gradients(
         latent_ECHW = clean_estimate(noisy_BCHW[at_E], cut_BCHW[at_E], part.time_B[at_E], prediction)
         task_loss = recognition_loss(recogniser, generator.decode(latent_ECHW), part, at_E, campaign, of_whole)
         (towards_task_BCHW,) = learned(task_loss, [cut_BCHW])
-        v_D = vector_jacobian_D(towards_task_BCHW, told_BCHW, theta, keep_graph=True)
-    g_D = vector_jacobian_D(towards_target_BCHW, told_BCHW, theta)
+        v_D = vector_jacobian_D(towards_task_BCHW, predicted_BCHW, theta, keep_graph=True)
+    g_D = vector_jacobian_D(towards_target_BCHW, predicted_BCHW, theta)
     return Found(g_D, loss.detach(), torch.zeros_like(g_D) if v_D is None else v_D, task_loss.detach())
 
 
@@ -119,25 +108,18 @@ def steered(found: Found, campaign: CampaignConfig, blocks: list[int]) -> Direct
 def task_recogniser(slices: Slices, campaign: CampaignConfig, machine: MachineConfig, site: str) -> nn.Module:
     """A recogniser of the campaign's architecture, trained on these slices as they are (no degradation, no enhancer)
     for RECOGNISER_STEPS steps; frozen. The same in every round and process; trained once in each process."""
-    alone = replace(
+    asked = alone(
         campaign,
+        replace(campaign.training, local_steps=RECOGNISER_STEPS, adam_states="one"),
         data=replace(campaign.data, labels=None),  # the slices are scarce already
-        degrade=DegradeConfig(kind="none"),
-        enhance=EnhancerConfig(kind="none"),
         objective=replace(
             ObjectiveConfig(kind="plain"),
             mask_weight=campaign.objective.mask_weight,
             diagnosis_weight=campaign.objective.diagnosis_weight,
         ),
-        training=replace(campaign.training, local_steps=RECOGNISER_STEPS, adam_states="one"),
-        strategy=StrategyConfig(kind="fedavg"),
-        rounds=RoundsConfig(rounds=1),
         learn=LearnConfig(segment=campaign.learn.segment, diagnose=campaign.learn.diagnose),
-        selfreg=SelfRegConfig(),
-        generate=GenerateConfig(),
-        augment=AugmentConfig(),
     )
-    return _task_recogniser(slices, alone, machine, site)
+    return _task_recogniser(slices, asked, machine, site)
 
 
 @lru_cache(maxsize=32)

@@ -114,8 +114,8 @@ def rival(size: Literal["S", "M"]) -> Callable[[], float]:
             context_BWC = generator.prompts(shown.token_BW)
         noisy_BCHW = scheduler.add_noise(shown.latent_BCHW, shown.noise_BCHW, shown.time_B)
         down, middle_BCHW = controlnet(noisy_BCHW, shown.time_B, folded_BCHW, context=context_BWC)
-        told_BCHW = denoiser(noisy_BCHW, shown.time_B, context_BWC, None, down, middle_BCHW)
-        loss = F.mse_loss(told_BCHW, shown.noise_BCHW)
+        predicted_BCHW = denoiser(noisy_BCHW, shown.time_B, context_BWC, None, down, middle_BCHW)
+        loss = F.mse_loss(predicted_BCHW, shown.noise_BCHW)
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()

@@ -14,20 +14,15 @@ from torch import Tensor
 
 from client.dataset import Slices
 from client.generate import draw as drawing
-from client.generate.draw import Drawn, draw_synthetic
-from client.generate.guards import (
-    around,
+from client.generate.agreement import (
     best_of_each_class,
-    between_patients,
     edge_agreement,
     mask_agreement,
-    nearer,
-    nearest,
-    nearness,
     outlines,
-    standardised,
     trained_segmenter,
 )
+from client.generate.copies import around, between_patients, nearer, nearest, nearness, standardised
+from client.generate.draw import Drawn, draw_synthetic
 from shared.config import CampaignConfig, DrawConfig, GenerateConfig, MachineConfig
 from shared.generate.hints import hint_of
 from shared.generate.networks import Generator, build_generator
@@ -301,7 +296,7 @@ def test_with_a_filter_the_rejected_share_is_told_and_without_it_nothing_is_reje
     campaign: CampaignConfig, machine: MachineConfig, generator: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(drawing, "sample", by_hint)
-    monkeypatch.setattr("client.generate.guards.SEGMENTER_STEPS", 2)
+    monkeypatch.setattr("client.generate.agreement.SEGMENTER_STEPS", 2)
     everything = guarded(generator, campaign, machine, None, memorised_share=1.0)
     half = guarded(generator, campaign, machine, None, keep=0.5, memorised_share=1.0)
     assert everything.report["rejected_share"] == 0
