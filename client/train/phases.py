@@ -1,4 +1,4 @@
-"""One round, or all phases, of a generator's training at one place: networks and slices in, moved weights out.
+"""One round of a generator's training at one place, or its fine-tuning: networks and slices in, moved weights out.
 
 A straight loop, like that of client/train/local.py, and under its rules: everything random comes from (campaign.seed,
 site, round, phase), so the same inputs give the same weights to the last bit; a federated site starts every round with
@@ -26,15 +26,7 @@ from client.train.phase_step import StepRecord, batch_gradients, means, update
 from client.train.shown import Latents, Pictures
 from client.train.taskdriven import task_recogniser
 from shared.config import CampaignConfig, GenerateConfig, MachineConfig, StrategyConfig
-from shared.generate.average import averaged
-from shared.generate.networks import (
-    TRAINED,
-    Generator,
-    build_generator,
-    load_parts,
-    parts_arrays,
-    start_controlnet,
-)
+from shared.generate.networks import Generator, start_controlnet
 from shared.images.quality import psnr_db_B
 from shared.metrics import moments
 from shared.networks import placed
@@ -251,78 +243,6 @@ def untrained(generator: Generator) -> bool:
     """The ControlNet's joints to the denoiser are all 0, as they start."""
     joints = (generator.controlnet.controlnet_down_blocks, generator.controlnet.controlnet_mid_block)
     return not any(bool(parameter.any()) for joint in joints for parameter in joint.parameters())
-
-
-def trained_generator(
-    campaign: CampaignConfig,
-    slices: Slices,
-    machine: MachineConfig,
-    *,
-    name: str,
-    on_step: OnStep | None = None,
-    local_to: Slices | None = None,
-    sites: int = 1,
-) -> tuple[Generator, Mapping[str, list[Mapping[str, float]]]]:
-    """A generator that learns in one place: its phases in a row, and the records of their rounds.
-
-    As a federation does it but for what is one place's: one optimiser from a phase's first round to its last, and the
-    scale of latents comes from `slices`. `sites`: a pooled comparator takes the steps that so many sites take together.
-    `local_to`: the slices on which the ControlNet is fine-tuned at the end (generate.finetune_steps). `on_step(done,
-    all)` counts the steps of all phases.
-    """
-    generator = build_generator(campaign)
-    records: dict[str, list[Mapping[str, float]]] = {}
-    rounds = {phase: campaign.in_phase(phase) for phase in campaign.generate.phases}
-    total = sites * sum(each.rounds.rounds * each.training.local_steps for each in rounds.values())
-    done = 0
-    for phase, here in rounds.items():
-        if phase == "controlnet" and untrained(generator):
-            start_controlnet(generator)
-        steps = sites * here.training.local_steps
-        count = None if on_step is None else _counted(on_step, done, total)
-        records[phase] = _all_rounds(generator, slices, here, machine, name, steps, count)
-        done += here.rounds.rounds * steps
-        if phase == "autoencoder":
-            _set_scale(generator, evaluate_phase(generator, slices, here, machine))
-    if local_to is not None:
-        finetune(generator, local_to, campaign, machine, site=name)
-    return generator, records
-
-
-def _all_rounds(
-    generator: Generator,
-    slices: Slices,
-    campaign: CampaignConfig,
-    machine: MachineConfig,
-    name: str,
-    steps: int,
-    on_step: Callable[[int], OnStep] | None,
-) -> list[Mapping[str, float]]:
-    """One phase; it ends with the moving average of its rounds' weights, as at a coordinator."""
-    alone = replace(campaign, strategy=StrategyConfig(kind="fedavg"))
-    state, average, records = None, None, []
-    parts, decay = TRAINED[campaign.generate.phase], campaign.generate.ema
-    for round in range(1, campaign.rounds.rounds + 1):
-        told = None if on_step is None else on_step((round - 1) * steps)
-        record, state = train_phase(
-            generator, slices, alone, machine, site=name, round=round, steps=steps, state=state, on_step=told
-        )
-        records.append(record)
-        average = averaged(average, parts_arrays(generator, parts), round, decay)
-    assert average is not None
-    load_parts(generator, average, parts)
-    return records
-
-
-def _counted(on_step: OnStep, before: int, total: int) -> Callable[[int], OnStep]:
-    return lambda rounds_before: lambda step, _: on_step(before + rounds_before + step, total)
-
-
-def _set_scale(generator: Generator, metrics: Metrics) -> None:
-    """1 / root of the latents' mean square over images."""
-    square = metrics["latents.square"].mean
-    with torch.no_grad():
-        generator.latents.scale.fill_(square**-0.5)
 
 
 def forget() -> None:

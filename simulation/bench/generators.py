@@ -76,7 +76,7 @@ def judge(data: SiteData, folder: Path = FOLDER) -> nn.Module:
 
 def trained(prediction: Prediction, train: Slices, folder: Path = FOLDER) -> Generator:
     """The kept generator of this campaign, trained first where there is none."""
-    from client.train.phases import trained_generator
+    from client.train.all_phases import trained_generator
 
     agreed = campaign(prediction)
     kept = folder / f"{campaign_digest(agreed)[:24]}.npz"

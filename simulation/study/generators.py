@@ -230,7 +230,7 @@ def _alone(
     asked: CampaignConfig, data: Cohort, place: Path, cell: Cell, machine: MachineConfig, say: Say, site: str
 ) -> tuple[Arrays, list[Mapping[str, Any]]]:
     """Pooled: in as many steps as the sites of a federation take together."""
-    from client.train.phases import trained_generator
+    from client.train.all_phases import trained_generator
     from shared.generate.networks import TRAINED, parts_arrays
 
     of_site: SiteData = next((each for each in data.datas if each.site == site), data.together)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from client.generate.draw import draw_synthetic
-from client.train.phases import trained_generator
+from client.train.all_phases import trained_generator
 from shared.config import CampaignConfig, DrawConfig, GenerateConfig, MachineConfig, PhaseConfig
 from tests.client.generate.textured import textured_slices
 

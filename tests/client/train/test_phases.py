@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from client.dataset import Slices
-from client.train import phases, shown
+from client.train import all_phases, phases, shown
+from client.train.all_phases import trained_generator
 from client.train.emitdiff import denoiser_loss_B
-from client.train.phases import WARM_UP, PhaseState, evaluate_phase, finetune, train_phase, trained_generator, untrained
+from client.train.phases import WARM_UP, PhaseState, evaluate_phase, finetune, train_phase, untrained
 from shared.config import CampaignConfig, DrawConfig, MachineConfig, PhaseConfig, StrategyConfig
 from shared.errors import ConfigError, DataError
 from shared.generate.networks import TRAINED, Generator, build_generator, load_parts, parts_arrays
@@ -229,7 +230,7 @@ def test_fedprox_stays_closer_to_where_the_round_began(campaign: CampaignConfig)
     for strategy in (StrategyConfig(kind="fedavg"), StrategyConfig(kind="fedprox", proximal_mu=50.0)):
         training = replace(campaign.training, optimiser="sgd", clip_norm=None)
         changed = replace(campaign, strategy=strategy, training=training)
-        changed = with_generator(changed, denoiser=PhaseConfig(learning_rate=0.02)).in_phase("denoiser")
+        changed = with_generator(changed, denoiser=PhaseConfig(learning_rate=0.02, batch_size=4)).in_phase("denoiser")
         generator = build_generator(changed)
         start = parts_arrays(generator, TRAINED["denoiser"])
         a_round(generator, changed, steps=6)
@@ -389,14 +390,14 @@ def test_a_controlnets_phase_starts_from_the_denoiser_as_it_was_trained(
     campaign: CampaignConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[bool] = []
-    plain = phases.train_phase
+    plain = all_phases.train_phase
 
     def watched(generator: Generator, slices: Slices, campaign: CampaignConfig, *others: Any, **named: Any) -> Any:
         if campaign.generate.phase == "controlnet" and named["round"] == 1:
             seen.append(torch.equal(generator.controlnet.conv_in.conv.weight, generator.denoiser.conv_in.conv.weight))
         return plain(generator, slices, campaign, *others, **named)
 
-    monkeypatch.setattr(phases, "train_phase", watched)
+    monkeypatch.setattr(all_phases, "train_phase", watched)
     trained_generator(with_generator(campaign), slices_of(), CPU, name="x")
     assert seen == [True]
 
