@@ -15,6 +15,12 @@ x is too near where r(x) is below the floor, and x is nearer to the training ima
 are. The ratio and its half are those by which Carlini et al. look for copies (https://arxiv.org/abs/2301.13188, l2
 relative to the mean of the 50 nearest, alpha = 0.5); what they take 1 for is measured here, since hints, and patients
 who lie alike in a scanner, lead nearer than prompts do.
+
+What was moved is a copy too: the same for x mirrored, or shifted by up to SHIFT_PX pixels each way, though never as it
+is, at the nearest of all these ways, with a floor of its own from x' that are moved alike. What only follows its hint
+lies better as it is than moved, and that floor says by how much. Larger shifts, rotations, scalings and blur are not
+looked for; without held-out patients none of these are.
+
 Too near in more than `draw.memorised_share` of the images: the generator is refused. `membership_auc` is the share of
 pairs in which the image of training is the nearer one: 0.5 where training leaves no trace, 1 where it shows in each.
 """
@@ -22,7 +28,9 @@ pairs in which the image of training is the nearer one: 0.5 where training leave
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +41,7 @@ from client.dataset import Slices
 NEIGHBOURS = 50
 COPY = 0.5
 """Below this share of the ratio that images have which cannot be copies, an image is one: 6 dB."""
+SHIFT_PX = 2
 FEWEST_HELD_OUT = 4
 """Images; the median of fewer says little."""
 _CHUNK = 256
@@ -44,6 +53,8 @@ class Nearness:
 
     near_S: Tensor
     """bool."""
+    moved_S: Tensor
+    """bool: too near once mirrored or shifted; these are among `near_S`."""
     ratio_S: Tensor
     held_out_ratio_M: Tensor
     floor: float
@@ -73,7 +84,40 @@ def nearness(image_SCHW: Tensor, train: Slices, held_out: tuple[Tensor, Tensor] 
             usual_N = held_out_ratio_M
     floor = COPY * min(float(usual_N.median()), 1.0)
     near_S = (ratio_S < floor) & (distance_S < real_N[nearest_S])
-    return Nearness(near_S, ratio_S, held_out_ratio_M, floor, area, distance_S, real_N)
+    moved_S = torch.zeros_like(near_S)
+    if held_out is not None and len(held_out_ratio_M) >= FEWEST_HELD_OUT:
+        moved_S = _moved_copies(image_SCHW, train, real_N, neighbours, held_out)
+    return Nearness(near_S | moved_S, moved_S, ratio_S, held_out_ratio_M, floor, area, distance_S, real_N)
+
+
+def _moved_copies(
+    image_SCHW: Tensor, train: Slices, real_N: Tensor, neighbours: int, held_out: tuple[Tensor, Tensor]
+) -> Tensor:
+    """bool (S,): copies that were mirrored or shifted."""
+    known_ND, patient_N = standardised(train.clean_NCHW), train.patient_N
+    distance_S, nearest_S = nearest_moved(image_SCHW, known_ND)
+    ratio_S = distance_S / around(standardised(image_SCHW), known_ND, neighbours, patient_N, patient_N[nearest_S])
+    apart_M, _ = nearest_moved(held_out[0], standardised(held_out[1]))
+    usual_M = apart_M / around(standardised(held_out[0]), known_ND, neighbours)
+    return (ratio_S < COPY * min(float(usual_M.median()), 1.0)) & (distance_S < real_N[nearest_S])
+
+
+def nearest_moved(image_SCHW: Tensor, known_ND: Tensor) -> tuple[Tensor, Tensor]:
+    """(distance_S, index_S) of the known row nearest to each image when it is mirrored or shifted, over all ways."""
+    found = [nearest(standardised(moved_SCHW), known_ND) for moved_SCHW in _moved(image_SCHW)]
+    distance_S, way_S = torch.stack([distance for distance, _ in found]).min(0)
+    return distance_S, torch.stack([index for _, index in found]).gather(0, way_S[None])[0]
+
+
+def _moved(image_SCHW: Tensor) -> Iterator[Tensor]:
+    """Every shift by whole pixels, as it is and mirrored, without the one that is no change; edges are repeated."""
+    height, width = image_SCHW.shape[-2:]
+    for mirrored in (False, True):
+        seen_SCHW = image_SCHW.flip(-1) if mirrored else image_SCHW
+        wide_SCHW = F.pad(seen_SCHW.float(), (SHIFT_PX,) * 4, mode="replicate")
+        for down, right in product(range(2 * SHIFT_PX + 1), repeat=2):
+            if mirrored or (down, right) != (SHIFT_PX, SHIFT_PX):
+                yield wide_SCHW[..., down : down + height, right : right + width]
 
 
 def standardised(image_NCHW: Tensor) -> Tensor:

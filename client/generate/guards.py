@@ -77,6 +77,7 @@ def _figures(found: Nearness) -> dict[str, Any]:
     real_N = found.real_distance_N[found.real_distance_N.isfinite()]
     return {
         "too_near": int(found.near_S.sum()),
+        "too_near_moved": int(found.moved_S.sum()),
         "floor": found.floor,
         "ratio_median": _median(found.ratio_S),
         "ratio_smallest": float(found.ratio_S.min()),

@@ -21,7 +21,7 @@ from client.generate.agreement import (
     outlines,
     trained_segmenter,
 )
-from client.generate.copies import around, between_patients, nearer, nearest, nearness, standardised
+from client.generate.copies import around, between_patients, nearer, nearest, nearest_moved, nearness, standardised
 from client.generate.draw import Drawn, draw_synthetic
 from shared.config import CampaignConfig, DrawConfig, GenerateConfig, MachineConfig
 from shared.generate.hints import hint_of
@@ -112,6 +112,48 @@ def test_copies_are_all_found_beside_images_that_follow_their_hint(noise: float)
     found = nearness(copies(train, noise, 3), train, (as_hinted(held_out, 4), held_out.clean_NCHW))
     assert found.near_S.all()
     assert found.auc == 1.0
+
+
+def shifted(image_NCHW: Tensor, down: int, right: int) -> Tensor:
+    return image_NCHW.roll((down, right), (-2, -1))
+
+
+def altered(image_NCHW: Tensor) -> Tensor:
+    noise = torch.randn(image_NCHW.shape, generator=torch.Generator().manual_seed(0))
+    return (0.8 * shifted(image_NCHW.flip(-1), 0, 1) + 0.1 + 0.02 * noise).clamp(0, 1)
+
+
+MOVED: dict[str, Callable[[Tensor], Tensor]] = {
+    "down": lambda image: shifted(image, 1, 0),
+    "aslant": lambda image: shifted(image, -2, 2),
+    "mirrored": lambda image: image.flip(-1),
+    "mirrored, shifted, of other contrast and noisy": altered,
+}
+
+
+@pytest.mark.parametrize("way", MOVED)
+def test_copies_that_were_moved_are_found_too(way: str) -> None:
+    train, held_out = textured_slices(24, seed=1), textured_slices(8, seed=2)
+    pairs = as_hinted(held_out, 4), held_out.clean_NCHW
+    found = nearness(MOVED[way](train.clean_NCHW), train, pairs)
+    assert found.moved_S.all()
+    assert found.near_S.all()
+    assert not nearness(as_hinted(train, 5), train, pairs).moved_S.any()
+
+
+def test_the_nearest_of_all_moves_is_that_of_a_slower_search() -> None:
+    images, known = textured_slices(3, seed=1).clean_NCHW, standardised(textured_slices(5, seed=2).clean_NCHW)
+    distance, index = nearest_moved(images, known)
+    wide = np.pad(images.numpy()[:, 0], ((0, 0), (2, 2), (2, 2)), mode="edge")
+    offsets = [(down, right) for down in range(5) for right in range(5)]
+    for row in range(len(images)):
+        turned = wide[row, :, ::-1]
+        ways = [wide[row, down : down + 32, right : right + 32] for down, right in offsets if (down, right) != (2, 2)]
+        ways += [turned[down : down + 32, right : right + 32] for down, right in offsets]
+        rows = standardised(torch.from_numpy(np.stack(ways)[:, None].copy()))
+        slow = torch.cdist(rows, known).min(0).values
+        assert float(distance[row]) == pytest.approx(float(slow.min()), abs=1e-5)
+        assert int(index[row]) == int(slow.argmin())
 
 
 def test_one_copy_among_images_that_are_none_is_the_one_that_is_found() -> None:
