@@ -174,8 +174,13 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from server.export import comparison_shown, export_run
+    from server.export import comparison_shown, export_generator, export_run
 
+    if arguments.network == "generator":
+        made = export_generator(arguments.run_dir, arguments.file)
+        _OUT.print(f"Written: {arguments.file}, the generator of {made.campaign}: {', '.join(made.networks)}")
+        _OUT.print(f"Another campaign starts from it with generate.start={arguments.file}")
+        return 0
     done = export_run(arguments.run_dir, arguments.file, arguments.network)
     outputs = ", ".join(done.written.outputs)
     _OUT.print(f"Written: {arguments.file}, the {done.network} of {done.campaign} after round {done.round}")
@@ -238,10 +243,10 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write report.html and report.json of a run")
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     report.set_defaults(command=_report)
-    export = commands.add_parser("export", help="write a network of a run's last round as an ONNX file")
+    export = commands.add_parser("export", help="write a network of a run as a file")
     export.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="of a coordinator or of wardround-simulate")
-    export.add_argument("file", type=Path, metavar="FILE.onnx")
-    export.add_argument("--network", choices=("recogniser", "enhancer"), default="recogniser")
+    export.add_argument("file", type=Path, metavar="FILE", help="ONNX; of a generator safetensors")
+    export.add_argument("--network", choices=("recogniser", "enhancer", "generator"), default="recogniser")
     export.set_defaults(command=_export)
     return parser
 

@@ -1,4 +1,5 @@
-"""A run folder in, its recogniser or enhancer of the last finished round out as an ONNX file.
+"""A run folder in, its recogniser or enhancer of the last finished round out as an ONNX file; or the generator that its
+phases left, as a safetensors file.
 
 A run folder is a coordinator's (runs/NAME), or one that `wardround-simulate` left: its federation/ with the campaign
 and the checkpoints, the folder of a seed above that, or the whole where it has one seed.
@@ -11,9 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from server.about import read_about
-from shared.checkpoint import load_latest
+from server.phases import SCALE, latent_scale
+from server.records import PHASES, read_records
+from server.rounds import CHECKPOINTS, ended
+from shared.checkpoint import load_latest, write_atomically
 from shared.config import CampaignConfig, campaign_digest, load_campaign
 from shared.errors import ConfigError, DataError
+from shared.types import Arrays
 
 if TYPE_CHECKING:
     from shared.export import Comparison, Written
@@ -33,12 +38,21 @@ class Exported:
     written: Written
 
 
+@dataclass(frozen=True, slots=True)
+class ExportedGenerator:
+    """What stands in the file of a generator."""
+
+    campaign: str
+    networks: tuple[str, ...]
+    """Those that the run trained; the others stay as the campaign started them."""
+
+
 def export_run(run_dir: Path, path: Path, network: Network = "recogniser") -> Exported:
     """Write the network of the last finished round of `run_dir` to `path`.
 
     Raises DataError for a folder without a campaign or a finished round and for a damaged checkpoint, RefusedError for
     a checkpoint of another campaign, ConfigError for a `path` that cannot be written, for an enhancer that the campaign
-    does not have or that needs more than an image, and where ONNX is not installed.
+    does not have or that needs more than an image, for a run of a generator alone, and where ONNX is not installed.
     """
     from shared.export import export_enhancer, export_recogniser
     from shared.networks import build_networks
@@ -46,7 +60,9 @@ def export_run(run_dir: Path, path: Path, network: Network = "recogniser") -> Ex
 
     folder = _folder(run_dir)
     campaign = load_campaign(folder / CAMPAIGN)
-    checkpoint = load_latest(folder / "checkpoints", _agreed_digest(folder, campaign))
+    if campaign.phases and "train" not in campaign.phases:
+        raise ConfigError(f"the run trained a generator of images and no {network}; export it with --network generator")
+    checkpoint = load_latest(folder / CHECKPOINTS, _agreed_digest(folder, campaign))
     if checkpoint is None:
         raise DataError("the run has no checkpoint yet; export it after its first round")
     networks = build_networks(campaign)
@@ -56,6 +72,48 @@ def export_run(run_dir: Path, path: Path, network: Network = "recogniser") -> Ex
     else:
         written = export_recogniser(networks.recogniser, campaign, path)
     return Exported(campaign.name, network, checkpoint.state.round, written)
+
+
+def export_generator(run_dir: Path, path: Path) -> ExportedGenerator:
+    """Write what the generator's phases of a run have trained to `path`, a safetensors file for generate.start.
+
+    Raises DataError and RefusedError as `export_run` does, and for phases that are not over; ConfigError for a campaign
+    that trained no generator and a `path` that cannot be written.
+    """
+    from safetensors.numpy import save
+
+    from shared.export import check_writable, unwritable
+
+    check_writable(path)
+    folder = _folder(run_dir)
+    campaign = load_campaign(folder / CAMPAIGN)
+    if not campaign.generate.phases:
+        raise ConfigError("the run trained no generator; choose the recogniser or the enhancer with --network")
+    arrays = generator_arrays(folder, campaign)
+    try:
+        write_atomically(path, save(arrays, metadata={"campaign": campaign.name}))
+    except OSError:
+        raise unwritable(path) from None
+    return ExportedGenerator(campaign.name, tuple(dict.fromkeys(name.partition(".")[0] for name in arrays)))
+
+
+def generator_arrays(folder: Path, campaign: CampaignConfig) -> Arrays:
+    """What server.phases.run_phases left of the generator when the run in `folder` ended: of each phase the weights
+    that it ended with, and the scale of latents."""
+    left: Arrays = {}
+    for phase in campaign.generate.phases:
+        place, own = folder / PHASES / phase, campaign.in_phase(phase)
+        checkpoint = load_latest(place / CHECKPOINTS, campaign_digest(own))
+        closing = read_records(place)[-1:]
+        last = own.rounds.rounds
+        if checkpoint is None or checkpoint.state.round < last or not closing or closing[0]["round"] <= last:
+            raise DataError(
+                f"the generator's phase {phase} is not over; resume the run, and export when it is finished"
+            )
+        left |= ended(own, checkpoint.state).weights
+        if phase == "autoencoder":
+            left[SCALE] = latent_scale(closing[0])
+    return {name: values.copy(order="C") for name, values in left.items()}
 
 
 def comparison_shown(comparison: Comparison | None) -> str:
@@ -100,4 +158,6 @@ def _folder(run_dir: Path) -> Path:
 
 def _agreed_digest(folder: Path, campaign: CampaignConfig) -> str:
     """As it was when the run began: a newer Wardround may have given the campaign more keys since."""
+    if campaign.phases:  # each is a campaign of its own to its checkpoints
+        return campaign_digest(campaign.in_phase("train"))
     return str(read_about(folder).get("config_digest", campaign_digest(campaign)))

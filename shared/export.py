@@ -95,7 +95,7 @@ def export_enhancer(enhancer: nn.Module, campaign: CampaignConfig, path: Path) -
 
 
 def _exported(evaluated: _Evaluated, network: Network, campaign: CampaignConfig, path: Path) -> Written:
-    _check_writable(path)
+    check_writable(path)
     try:
         import onnx
         import onnxscript  # noqa: F401  # what torch.onnx.export stands on
@@ -110,7 +110,7 @@ def _exported(evaluated: _Evaluated, network: Network, campaign: CampaignConfig,
     try:
         write_atomically(path, data)
     except OSError:
-        raise _unwritable(path) from None
+        raise unwritable(path) from None
     return Written(evaluated.names, comparison)
 
 
@@ -291,11 +291,11 @@ def _image(campaign: CampaignConfig, count: int, seed: int) -> Tensor:
     return torch.rand(count, campaign.data.channels, *campaign.data.image_size, generator=rng)
 
 
-def _check_writable(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """Before the work, which takes a while. What is no file, a device or a pipe, would be replaced by one."""
     if (path.exists() and not path.is_file()) or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
-        raise _unwritable(path)
+        raise unwritable(path)
 
 
-def _unwritable(path: Path) -> ConfigError:
+def unwritable(path: Path) -> ConfigError:
     return ConfigError(f"{path.name} cannot be written there; give a file in a folder that exists and may be written")

@@ -17,12 +17,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+from safetensors.numpy import load_file
 
 import client.cli
 import server.cli
-from server.records import read_records
+from client.generate.arrived import NETWORKS as GENERATOR_NETWORKS
+from client.site import load_site
+from server.records import all_records, read_records
 from shared.config import SimulationConfig, load
 from shared.reach import free_port
 from shared.supervise import read_record
@@ -35,6 +39,13 @@ TINY = [
     "experiment=phantom", "sites=3", "hospitals.slices=4", "seed=0",
     "rounds=2", "training.local_steps=4", "training.batch_size=4",
     "round.quorum=2", "round.grace_s=25", "round.join_deadline_s=90", "round.round_deadline_s=120",
+]  # fmt: skip
+DRAWERS = ("north", "south")
+PHASES = ("autoencoder", "denoiser", "controlnet")
+IMAGES = [
+    *TINY, "name=images", "round.grace_s=300", "round.join_deadline_s=300", "round.round_deadline_s=600",
+    "generate=emit-diff", "generate.draw.variants=1", "generate.draw.steps=1", "generate.draw.memorised_share=1",
+    *(f"generate.{phase}.{length}" for phase in PHASES for length in ("rounds=1", "local_steps=2", "batch_size=4")),
 ]  # fmt: skip
 
 
@@ -52,6 +63,11 @@ class Federation:
     @property
     def run_dir(self) -> Path:
         return self.coordinator / "runs" / "story"
+
+    @property
+    def drawn(self) -> Path:
+        """Run folder of the campaign that trains a generator."""
+        return self.coordinator / "runs" / "images"
 
     def site(self, name: str) -> Path:
         return self.root / name
@@ -236,6 +252,66 @@ def test_a_report_is_written_without_pictures(federation: Federation) -> None:
     assert (federation.run_dir / "report.json").is_file()
     report = json.loads((federation.run_dir / "report.json").read_text())
     assert {row["setting"] for row in report["rows"]} >= {"degraded", "federated"}
+
+
+@pytest.mark.timeout(1800)
+def test_a_generator_is_trained_phase_by_phase_and_every_site_ends_with_all_of_it(
+    federation: Federation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, file = str(federation.coordinator), str(federation.root / "images.json")
+    ok(server.cli.main(["campaign", "new", folder, "--out", file, *IMAGES]))
+    for name in DRAWERS:
+        ok(client.cli.main(["approve", str(federation.site(name)), file, "--yes"]))
+    wait_for("the coordinator serves", lambda: "is served" in federation.output("coordinator"), 120)
+    drawers = dict.fromkeys(DRAWERS, "online").items()
+    wait_for("two sites online", lambda: drawers <= status(federation, capsys)["sites"].items(), 180)
+    arguments = ("run", folder, file, "--sites", ",".join(DRAWERS))
+    assert federation.start("images", "server.cli", *arguments).wait(1500) == 0, federation.output("images")
+    records = all_records(federation.drawn)
+    assert [(record["phase"], record["round"]) for record in records] == [(name, r) for name in PHASES for r in (1, 2)]
+    assert all(record["participants"] == sorted(DRAWERS) for record in records)
+    assert not (federation.drawn / "rounds.jsonl").exists()
+    for name in DRAWERS:
+        (generator,) = load_site(federation.site(name) / "site.json").generators.iterdir()
+        assert {path.stem for path in generator.glob("*.safetensors")} == {*GENERATOR_NETWORKS}
+
+
+def test_the_coordinator_exports_the_generator_that_the_sites_hold(federation: Federation) -> None:
+    file = federation.root / "generator.safetensors"
+    assert server.cli.main(["export", str(federation.drawn), str(file), "--network", "generator"]) == 0
+    exported = load_file(file)
+    for name in DRAWERS:
+        (generator,) = load_site(federation.site(name) / "site.json").generators.iterdir()
+        held = {key: values for path in generator.glob("*.safetensors") for key, values in load_file(path).items()}
+        assert exported.keys() == held.keys()
+        assert all(np.array_equal(exported[key], held[key]) for key in held)
+
+
+def test_the_report_of_a_generator_has_its_phases_and_speaks_of_no_recogniser(federation: Federation) -> None:
+    assert server.cli.main(["report", str(federation.drawn)]) == 0
+    report = json.loads((federation.drawn / "report.json").read_text())
+    assert [(row["method"], row["test_site"]) for row in report["rows"]] == [
+        ("emit-diff", test_site) for test_site in (*DRAWERS, "all")
+    ]
+    assert {"autoencoder_psnr_db", "denoiser_loss", "controlnet_loss"} <= report["rows"][-1].keys()
+    page = (federation.drawn / "report.html").read_text()
+    assert "Generator, phase by phase" in page
+    assert "recogniser" not in page.partition("Full configuration")[0]
+
+
+def test_a_site_lists_the_generator_and_draws_with_it(
+    federation: Federation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site = str(federation.site("north"))
+    capsys.readouterr()
+    assert client.cli.main(["generators", site, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["campaign"], row["missing"]) == ("images", [])
+    assert client.cli.main(["generate", site, "--campaign", "images"]) == 0
+    assert client.cli.main(["synthetic", site, "--json"]) == 0
+    printed = capsys.readouterr().out
+    (drawn,) = json.loads(printed[printed.index("[\n") :])
+    assert drawn["counts"]["images"] > 0
 
 
 def test_everything_ends_when_told_to(federation: Federation) -> None:
