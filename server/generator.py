@@ -85,7 +85,7 @@ def generator_section(records: Sequence[RoundRecord], sites: Sequence[str], *, l
         charts=tuple(
             chart for phase, found in phases.items() if (chart := _chart(phase, found, sites, label)) is not None
         ),
-        rounds=len(_trained(records)),
+        rounds=trained_rounds(records),
         seconds=duration_shown(total(records, "seconds")),
         up=bytes_shown(total(records, "bytes_up")),
         down=bytes_shown(total(records, "bytes_down")),
@@ -95,6 +95,11 @@ def generator_section(records: Sequence[RoundRecord], sites: Sequence[str], *, l
 def total(records: Sequence[RoundRecord], key: str) -> float:
     """The sum of a number that every round has (seconds, bytes_up, bytes_down); 0 where it is missing."""
     return sum(float(record.get(key, 0.0)) for record in records)
+
+
+def trained_rounds(records: Sequence[RoundRecord]) -> int:
+    """Closing evaluations not counted."""
+    return len(_trained(records))
 
 
 def _trained(records: Sequence[RoundRecord]) -> list[RoundRecord]:
@@ -200,7 +205,7 @@ def generator_words(records: Sequence[RoundRecord], rows: Sequence[Mapping[str, 
     """What was trained, and what came out, without an adjective."""
     phases = by_phase(records)
     parts = ", ".join(TRAINS.get(phase, phase) for phase in phases)
-    words = [f"In {len(_trained(records)):,} rounds: {parts}."]
+    words = [f"In {trained_rounds(records):,} rounds: {parts}."]
     row = next((row for row in rows if row["test_site"] == "all"), {})
     if "autoencoder_psnr_db" in row:
         words.append(

@@ -16,7 +16,7 @@ from server.explanations import explained
 from server.findings import Findings
 from server.gate import gate_charts, promotion_charts
 from server.generation.page import context as generation_page
-from server.generator import generator_section, generator_tiles, generator_words, total
+from server.generator import generator_section, generator_tiles, generator_words, total, trained_rounds
 from server.labels import label_section
 from server.looks import diagnoses_shown, features_shown
 from server.recognition.page import context as recognition_page
@@ -174,6 +174,8 @@ def lead(findings: Findings, sites: Sequence[str]) -> str:
         + (f" in {_count(rounds, 'round')}" if rounds else "")
         + "; only weight differences left a site."
     ]
+    if phases := next((run.phases for run in findings.runs if run.phases), ()):
+        words.append(f"Before that, they trained a generator of images in {_count(trained_rounds(phases), 'round')}.")
     if "psnr_db" in federated and "psnr_db" in degraded:
         gain = federated["psnr_db"] - degraded["psnr_db"]
         words.append(

@@ -161,7 +161,8 @@ def test_training_with_a_generators_images_counts_its_phases_in(deployed_run: Pa
     assert HEADING in text
     assert "the generator's phases included" in text
     assert "of it 12.0 MB for the generator" in text
-    assert "trained an enhancer and a recogniser together" in text
+    assert "trained an enhancer and a recogniser together in four rounds" in text
+    assert "Before that, they trained a generator of images in six rounds." in text
 
 
 def test_a_simulations_record_carries_its_phases(simulated_run: Path) -> None:

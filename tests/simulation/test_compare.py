@@ -38,6 +38,7 @@ from simulation.claims import claims_of
 from simulation.comparators import side_by_side
 from simulation.compare import Comparison, check_elsewhere, compare, write_record
 from simulation.progress import ModelStep
+from tests.server.test_generator import ALL as PHASES
 
 
 @dataclass(frozen=True)
@@ -355,6 +356,23 @@ def test_pseudo_labels_of_the_federated_model_go_through_the_record_into_the_rep
         f"<td>north</td><td>{offered}</td><td>{offered}</td><td>100.0</td>"
         in write_report(tmp_path / "run").read_text()
     )
+
+
+def test_a_generators_phases_go_through_the_record_into_the_report_and_into_the_cost(
+    campaign: CampaignConfig, machine: MachineConfig, stores: dict[str, Path], tmp_path: Path, quiet: list[ModelStep]
+) -> None:
+    config = simulation(campaign, machine, tmp_path, local=False, pooled=False)
+    federated = replace(untrained(campaign), records=tuple(PHASES))
+    comparison = compare(config, 0, stores, federated, machine=machine, on_event=quiet.append)
+    assert comparison.rounds == ()
+    assert find(comparison, "federated", "all", "all")["bytes_up"] == sum(record["bytes_up"] for record in PHASES)
+    save_cell(tmp_path, Cell(comparison, {}, 1.0))
+    kept = load_cell(tmp_path)
+    assert kept is not None
+    assert kept.comparison.phases == tuple(PHASES)
+    write_record(tmp_path / "run", config, [kept.comparison], wall_s=1.5)
+    assert json.loads((tmp_path / "run" / "record.json").read_text())["runs"][0]["phases"] == PHASES
+    assert "Generator, phase by phase" in write_report(tmp_path / "run").read_text()
 
 
 def test_every_enhancer_is_judged_on_the_other_data_set_too(
