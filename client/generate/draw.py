@@ -124,6 +124,29 @@ def conditions(
     return hint_BCHW, prompt_tokens(campaign, acquired, asks.diagnosis_S)
 
 
+def drawn_batch(
+    generator: Generator,
+    slices: Slices,
+    asks: Asks,
+    campaign: CampaignConfig,
+    machine: MachineConfig,
+    device: torch.device,
+) -> Tensor:
+    """What is asked for in one batch, (B, C, H, W) in [0, 1] on the CPU; the generator is on `device` (`placed`).
+
+    Raises DataError for values that are not finite.
+    """
+    hint_BCHW, token_BW = conditions(generator, slices, asks, campaign, device)
+    draw, prediction = campaign.generate.draw, campaign.generate.prediction
+    image_BCHW = sample(generator, hint_BCHW, token_BW, draw, prediction, asks.seeds, machine=machine).cpu()
+    if not image_BCHW.isfinite().all():
+        raise DataError(
+            "the generator draws values that are not finite, so none of its images may be used; train it again with a "
+            "lower learning_rate, in a new campaign"
+        )
+    return image_BCHW
+
+
 def generator_digest(generator: Generator) -> str:
     """SHA-256 over all weights of a generator."""
     return arrays_digest(parts_arrays(generator, generator.all))
@@ -148,16 +171,7 @@ def _drawn(
         path = None if folder is None else folder / f"{_batch_digest(digest, slices, batch, campaign)}.npy"
         image_BCHW = _kept(path, (len(batch), *slices.clean_NCHW.shape[1:]))
         if image_BCHW is None:
-            hint_BCHW, token_BW = conditions(generator, slices, batch, campaign, device)
-            generate = campaign.generate
-            image_BCHW = sample(
-                generator, hint_BCHW, token_BW, generate.draw, generate.prediction, batch.seeds, machine=machine
-            ).cpu()
-            if not image_BCHW.isfinite().all():
-                raise DataError(
-                    "the generator draws values that are not finite, so none of its images may be used; train it again "
-                    "with a lower learning_rate, in a new campaign"
-                )
+            image_BCHW = drawn_batch(generator, slices, batch, campaign, machine, device)
             if path is not None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_array(path, image_BCHW.numpy())

@@ -26,7 +26,7 @@ from client.generate.manifest import BATCHES, FORMAT, MANIFEST, REMEDY, KeptSet,
 from client.ingest.store import rule_digest, write_array
 from client.site import SiteSetup
 from client.train.phases import finetune
-from shared.checkpoint import write_atomically
+from shared.checkpoint import file_digest, write_atomically
 from shared.config import CampaignConfig, campaign_digest, to_dict, without_places
 from shared.errors import DataError, RefusedError
 from shared.generate.networks import Generator
@@ -145,7 +145,7 @@ def save_synthetic(folder: Path, drawn: Drawn, manifest: Mapping[str, Any]) -> K
         "synthetic": True,
         **manifest,
         "counts": {"images": kept, "slices": len(set(labels_S2[:, 0].tolist()))},
-        "sha256": {name: _file_digest(folder / f"{name}.npy") for name in _ARRAYS},
+        "sha256": {name: file_digest(folder / f"{name}.npy") for name in _ARRAYS},
         "report": dict(drawn.report),
     }
     write_atomically(folder / MANIFEST, json.dumps(whole, indent=1, sort_keys=True, allow_nan=False).encode())
@@ -185,13 +185,8 @@ def _array(kept: KeptSet, name: str) -> Any:
     path = kept.folder / f"{name}.npy"
     damaged = DataError(f"the {name} of synthetic set {kept.folder.name} are missing or damaged; {REMEDY}")
     try:
-        if _file_digest(path) != kept.manifest["sha256"].get(name):
+        if file_digest(path) != kept.manifest["sha256"].get(name):
             raise damaged
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError):
         raise damaged from None
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

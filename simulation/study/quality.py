@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from client.dataset import Slices
 from client.generate.asks import Asks, asked_apart
-from client.generate.draw import conditions
+from client.generate.draw import drawn_batch
 from shared.config import CampaignConfig, MachineConfig
 from shared.generate.networks import Generator
 from shared.generate.quality import feature_distance, features_of
-from shared.generate.sampling import BATCH_SIZE, sample
+from shared.generate.sampling import BATCH_SIZE
 from shared.networks import placed
 from shared.recognise.metrics import dice_BK, mean_over_classes
 from shared.recognise.recognition import Recognition
@@ -55,17 +55,9 @@ def drawn_to_be_judged(
 def drawn(generator: Generator, slices: Slices, asks: Asks, campaign: CampaignConfig, machine: MachineConfig) -> Tensor:
     """(S, C, H, W) in [0, 1] on the CPU, batch by batch."""
     device = placed(generator, machine)
-    generate = campaign.generate
-    parts = [slices.clean_NCHW[:0].float()]
-    for start in range(0, len(asks), BATCH_SIZE):
-        batch = asks.rows(slice(start, start + BATCH_SIZE))
-        hint_BCHW, token_BW = conditions(generator, slices, batch, campaign, device)
-        parts.append(
-            sample(
-                generator, hint_BCHW, token_BW, generate.draw, generate.prediction, batch.seeds, machine=machine
-            ).cpu()
-        )
-    return torch.cat(parts)
+    batches = [asks.rows(slice(start, start + BATCH_SIZE)) for start in range(0, len(asks), BATCH_SIZE)]
+    images = [drawn_batch(generator, slices, batch, campaign, machine, device) for batch in batches]
+    return torch.cat([slices.clean_NCHW[:0].float(), *images])
 
 
 def quality_of(

@@ -21,6 +21,7 @@ from client.generate.manifest import MANIFEST, drawing, kept_sets, remove_set, s
 from client.generate.synthetic import load_synthetic, save_synthetic, set_digest, site_set, site_synthetic
 from client.ingest.store import Store
 from client.site import SiteSetup
+from shared.checkpoint import file_digest
 from shared.config import AugmentConfig, CampaignConfig, DrawConfig, GenerateConfig, MachineConfig, build, to_dict
 from shared.errors import ConfigError, DataError, RefusedError
 from shared.generate.networks import Generator, build_generator
@@ -123,6 +124,12 @@ def test_arrays_that_were_damaged_are_refused_with_the_way_out(
         lambda values: values.pop("content"),
         lambda values: values.update(report=[]),
         lambda values: values["report"].pop("refused"),
+        lambda values: values["report"].pop("memorised_share"),
+        lambda values: values["report"].update(memorised_share="many"),
+        lambda values: values["report"].update(classes={"kind_a": 1}),
+        lambda values: values["report"].update(refused=True),
+        lambda values: values["report"].update(notes=[{"a": 1}]),
+        lambda values: values.update(counts={}),
     ],
 )
 def test_a_manifest_that_was_changed_is_refused(
@@ -136,7 +143,7 @@ def test_a_manifest_that_was_changed_is_refused(
 def test_arrays_with_python_objects_are_never_unpickled(digest: str, train: Slices, setup: SiteSetup) -> None:
     folder = synthetic_folder(setup.store) / digest[:12]
     np.save(folder / "images.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    edit(folder, lambda values: values["sha256"].update(images=sets._file_digest(folder / "images.npy")))
+    edit(folder, lambda values: values["sha256"].update(images=file_digest(folder / "images.npy")))
     with pytest.raises(DataError, match="missing or damaged"):
         load_synthetic(synthetic_folder(setup.store), digest, train)
 
@@ -146,7 +153,7 @@ def test_labels_that_name_other_slices_are_refused(digest: str, train: Slices, s
     labels = np.load(folder / "labels.npy")
     labels[0, 0] = 4
     np.save(folder / "labels.npy", labels)
-    edit(folder, lambda values: values["sha256"].update(labels=sets._file_digest(folder / "labels.npy")))
+    edit(folder, lambda values: values["sha256"].update(labels=file_digest(folder / "labels.npy")))
     with pytest.raises(DataError, match="does not fit"):
         load_synthetic(synthetic_folder(setup.store), digest, train)
 
@@ -182,6 +189,7 @@ def test_campaigns_that_only_train_otherwise_share_a_set(campaign: CampaignConfi
 
 def refused(train: Slices) -> Drawn:
     report = {"refused": True, "reason": "61.0% are copies; train less", "classes": {}, "nearness": {}, "notes": []}
+    report |= {"memorised_share": 0.61, "memorised_limit": 0.05, "rejected_share": 0.0, "mask_dice": None}
     images = Synthetic(train.clean_NCHW.clone(), torch.arange(len(train)), train.diagnosis_N)
     return Drawn(images, report)
 
@@ -221,7 +229,7 @@ def test_a_set_is_removed_by_eight_characters_of_its_digest_and_not_by_fewer(dig
 def test_saving_replaces_a_set_whole(digest: str, train: Slices, setup: SiteSetup) -> None:
     folder = synthetic_folder(setup.store) / digest[:12]
     manifest = json.loads((folder / MANIFEST).read_text())
-    report = {"refused": False, "reason": None, "classes": {}, "nearness": {}, "notes": []}
+    report = json.loads((folder / MANIFEST).read_text())["report"]
     one = Drawn(Synthetic(train.clean_NCHW[:1], torch.tensor([2]), torch.tensor([-1])), report)
     known = {key: manifest[key] for key in ("digest", "name", "campaign", "generator", "seed", "content", "drawn_at")}
     save_synthetic(folder, one, known)
