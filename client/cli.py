@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from client import approvals, folder
@@ -253,14 +254,14 @@ def _of_generator(one: Arrived) -> dict[str, Any]:
 def _print_set(one: KeptSet) -> None:
     """Counts, and what the guards measured."""
     report, manifest = one.report, one.manifest
-    table = _two_columns(f"Synthetic images of campaign {manifest['name']}")
+    table = _two_columns(f"Synthetic images of campaign {escape(manifest['name'])}")
     table.add_row("digest", one.digest)
     table.add_row("drawn at", manifest["drawn_at"])
     used = f"{manifest['counts']['images']} for {manifest['counts']['slices']} training slices"
     table.add_row("images", "none: refused" if report["refused"] else used)
     for name, row in report["classes"].items():
         lent = f", {row['relabelled']} over masks of other diagnoses" if row["relabelled"] else ""
-        table.add_row(f"diagnosis {name}", f"{row['used']} used of {row['asked']} drawn{lent}")
+        table.add_row(f"diagnosis {escape(name)}", f"{row['used']} used of {row['asked']} drawn{lent}")
     share, limit = report["memorised_share"], report["memorised_limit"]
     table.add_row("copies of training images", f"{100 * share:.1f} % (limit {100 * limit:.1f} %)")
     told = report["nearness"].get("membership_auc")
@@ -270,7 +271,7 @@ def _print_set(one: KeptSet) -> None:
     if report["mask_dice"] is not None:
         table.add_row("Dice of masks found in them", f"{report['mask_dice']:.2f}")
     for note in report["notes"]:
-        table.add_row("note", note)
+        table.add_row("note", escape(note))
     _OUT.print(table)
 
 

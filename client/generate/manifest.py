@@ -63,7 +63,7 @@ def read_set(folder: Path) -> KeptSet:
         texts = ("digest", "name", "campaign", "generator", "content", "drawn_at")
         groups = manifest["counts"], manifest["sha256"], report, report["classes"], report["nearness"]
         whole = all(isinstance(manifest[key], str) for key in texts) and all(isinstance(each, dict) for each in groups)
-        whole = whole and isinstance(report["refused"], bool) and isinstance(report["notes"], list)
+        whole = whole and _is_report(report) and all(type(manifest["counts"][key]) is int for key in _COUNTED)
     except FileNotFoundError:
         raise DataError(f"no synthetic set {name}; draw one with wardround-site generate") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -71,6 +71,24 @@ def read_set(folder: Path) -> KeptSet:
     if not whole:
         raise damaged
     return KeptSet(folder, manifest)
+
+
+_COUNTED = ("images", "slices")
+
+
+def _is_report(report: Mapping[str, Any]) -> bool:
+    """What is shown and acted on is there and of its type; raises KeyError or TypeError where it is not even there."""
+    refused, reason = report["refused"], report["reason"]
+    numbers = [report[key] for key in ("memorised_share", "memorised_limit", "rejected_share")]
+    numbers += [one for one in (report["mask_dice"], report["nearness"].get("membership_auc")) if one is not None]
+    counts = [row[key] for row in report["classes"].values() for key in ("asked", "used", "relabelled")]
+    return (
+        isinstance(refused, bool)
+        and isinstance(reason, str if refused else str | None)
+        and all(isinstance(one, int | float) for one in numbers)
+        and all(type(one) is int for one in counts)
+        and all(isinstance(note, str) for note in report["notes"])
+    )
 
 
 def kept_sets(store: Path) -> tuple[KeptSet, ...]:
@@ -90,7 +108,8 @@ def remove_set(store: Path, digest: str) -> str:
         )
     with drawing(store, wait=False):
         try:
-            (named[0] / MANIFEST).unlink(missing_ok=True)  # first: a set half removed is none
+            if (named[0] / MANIFEST).is_file():
+                (named[0] / MANIFEST).unlink()  # first: a set half removed is none
             shutil.rmtree(named[0])
         except OSError:
             raise DataError(f"synthetic set {named[0].name} cannot be removed; check its permissions") from None
