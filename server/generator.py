@@ -154,7 +154,7 @@ def _chart(phase: str, records: Sequence[RoundRecord], sites: Sequence[str], lab
         values = [pooled([record["evaluation"].get(site, {})], key)[0] for record in judged]
         if any(map(math.isfinite, values)):
             lines.append(figures.Line(figures.site_colour(index), figures.site_marker(index), values))
-    if not lines:
+    if not lines or len(judged) < 2:
         return None
     rounds = [int(record["round"]) - 1 for record in judged]
     title = f"{phase}: {title}"

@@ -314,7 +314,7 @@ def _costs(
     phases = [record for run in findings.runs for record in run.phases]
     everything = [*phases, *(record for run in findings.runs for record in run.rounds)]
     times = [(name.replace("_", " "), duration_shown(float(value))) for name, value in findings.timings.items()]
-    if phases:
+    if 0 < len(phases) < len(everything):
         where = "generator's phases, in the federation" if findings.timings else "generator's phases"
         times.append((where, duration_shown(total(phases, "seconds"))))
     traffic = [("sites to coordinator", "bytes_up"), ("coordinator to sites", "bytes_down")]
