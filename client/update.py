@@ -128,7 +128,10 @@ def _phase_round(plan: Plan, setup: SiteSetup, opened: Opened, told: Told | None
     load_frozen(generator, plan, setup.generators, opened.agreed, phase)
     load_parts(generator, plan.weights, TRAINED[phase])
     test = opened.data.test if plan.action == "evaluate" else _glimpse(opened.data.test)
-    evaluation = evaluate_phase(generator, test, campaign, setup.machine)
+    evaluation = dict(evaluate_phase(generator, test, campaign, setup.machine))
+    if "latents.square" in evaluation:  # what the scale of latents is made of is part of training, not of judging
+        train = evaluate_phase(generator, _glimpse(opened.data.train), campaign, setup.machine)
+        evaluation["latents.square"] = train["latents.square"]
     if plan.action == "evaluate":
         keep(generator_folder(setup.generators, opened.agreed), opened.agreed, plan.weights)
         return Update(setup.name, plan.round, 0, {}, {}, evaluation)

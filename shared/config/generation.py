@@ -94,7 +94,7 @@ class GenerateConfig:
     phase: Literal["all", "edges", "autoencoder", "denoiser", "controlnet", "train"] = "all"
     """Which phase a campaign is in; `all` in a campaign as it is approved (CampaignConfig.in_phase)."""
     size: Literal["S", "M"] = "S"
-    """Parameters, without / with ControlNet: S 1.2 M / 1.8 M, M 5.1 M / 7.0 M."""
+    """Parameters, without / with ControlNet: S 1.2 M / 1.7 M, M 4.8 M / 6.7 M."""
     prediction: Literal["noise", "velocity"] = "velocity"
     """What the denoiser tells: the noise, as published; velocity: rectified flow, sampled by draw.sampler=rflow."""
     edges: Literal["none", "gaussian", "hed"] = "gaussian"
@@ -120,9 +120,9 @@ class GenerateConfig:
     """Of the autoencoder's KL term, a mean over latent values, beside the mean absolute error."""
     ema: float = 0.5
     """Per round: the share of the former average in the moving average of weights that a phase ends with; 0: none."""
-    autoencoder: PhaseConfig = PhaseConfig(rounds=24, batch_size=8)
-    denoiser: PhaseConfig = PhaseConfig(rounds=32)
-    controlnet: PhaseConfig = PhaseConfig(rounds=20)
+    autoencoder: PhaseConfig = PhaseConfig(rounds=24, local_steps=40, batch_size=8, learning_rate=3e-3)
+    denoiser: PhaseConfig = PhaseConfig(rounds=24, local_steps=50, batch_size=8)
+    controlnet: PhaseConfig = PhaseConfig(rounds=16, local_steps=40, batch_size=8)
     finetune_steps: int = 0
     """Steps that each site trains the ControlNet on its own before it draws; with controlnet.rounds=0 the only ones."""
     start: str | None = None

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from client.dataset import Slices
 from shared.config.generation import DrawConfig
 from shared.generate.hints import hint_of
-from shared.generate.networks import REDUCTION, UNSHUFFLE, Generator
+from shared.generate.networks import HINT_UNSHUFFLE, REDUCTION, Generator
 from shared.generate.prompts import NULL, prompt_tokens
 from shared.generate.quality import distance_interval, feature_distance, features_of
 from shared.generate.sampling import noise_of, sample
@@ -160,5 +160,5 @@ class Unfolding(nn.Module):
         self.controlnet = controlnet
 
     def forward(self, x: Tensor, timesteps: Tensor, *, controlnet_cond: Tensor, context: Tensor) -> object:
-        hint_BCHW = F.pixel_unshuffle(F.pixel_shuffle(controlnet_cond, REDUCTION), UNSHUFFLE)
+        hint_BCHW = F.pixel_unshuffle(F.pixel_shuffle(controlnet_cond, REDUCTION), HINT_UNSHUFFLE)
         return self.controlnet(x, timesteps, controlnet_cond=hint_BCHW, context=context)

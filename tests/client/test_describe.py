@@ -77,7 +77,7 @@ def test_a_generator_is_described_by_what_leaves_in_each_phase_and_what_stays_at
     alone = replace(campaign, generate=GenerateConfig(kind="emit-diff", denoiser=PhaseConfig(rounds=3, local_steps=7)))
     said = dict(describe(alone))
     assert "denoiser 3 rounds of 7 steps" in said["in phases"]
-    assert "autoencoder 1.0 MB; denoiser 4." in said["leaves, each round of a phase"]
+    assert "autoencoder 0.7 MB; denoiser 4." in said["leaves, each round of a phase"]
     assert "could repeat one that it learned by heart" in said["stays at every site"]
     assert "wardround-site generate" in said["stays here"]
     assert "how long" not in said
