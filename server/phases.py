@@ -6,8 +6,8 @@
 
 Only what a phase trains travels in its rounds. A run goes on in the phase, and at the round, where it was lost: phases
 before it end again at once, from their checkpoints. After the autoencoder's phase the scale of its latents is fixed:
-1 / root of the mean square of latents over some training images of every site, reported as a sum and a count. A site that
-is far from the others there is not believed.
+1 / root of the mean square of latents over some training images of every site, reported as a sum and a count. A site
+that is far from the others there is not believed.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 Latent diffusion with a ControlNet, as in EMIT-Diff (https://arxiv.org/abs/2310.12868; the release is shaped like Stable
 Diffusion 1.5), on MONAI's networks. An image of H x W becomes latents of H/4 x W/4 with 12 channels; where H or W is
-no multiple of what the levels need, the image lies in the middle of a larger canvas. The autoencoder reads 4 x 4 pixels
-as channels of one (pixel unshuffle) and halves nothing: on 64 x 56 MR slices it came to 29.5 dB in 38 s of a core, where
-one that halves twice was at 25. The hint encoder reads 2 x 2 pixels so and halves once.
+no multiple of what the levels need, the image lies in the middle of a larger canvas. The autoencoder reads 4 x 4
+pixels as channels of one (pixel unshuffle) and halves nothing: on 64 x 56 MR slices it came to 29.5 dB in 38 s of a
+core, where one that halves twice was at 25. The hint encoder reads 2 x 2 pixels so and halves once.
 
 What travels in a phase are the arrays of the networks that it trains, by the names `<network>.<parameter>`:
 
