@@ -61,14 +61,16 @@ def kept(folder: Path, parts: Iterable[str]) -> Arrays:
     """The arrays of the named networks; raises DataError for one that is not there or cannot be read."""
     arrays: Arrays = {}
     for part in parts:
+        missing = DataError(
+            f"the generator's {part} is not at this site, or cannot be read; it comes with the campaign's next round"
+        )
         try:
-            arrays |= {name: np.asarray(values, np.float32) for name, values in
-                       load_file(folder / f"{part}.safetensors").items()}  # fmt: skip
+            found = load_file(folder / f"{part}.safetensors")
         except (OSError, SafetensorError, *UNKNOWN_TYPES):
-            raise DataError(
-                f"the generator's {part} is not at this site, or cannot be read; it comes with the campaign's next "
-                "round"
-            ) from None
+            raise missing from None
+        if any(values.dtype != np.float32 for values in found.values()):  # numpy may know more types than it began with
+            raise missing
+        arrays |= found
     return arrays
 
 
