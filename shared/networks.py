@@ -94,10 +94,17 @@ def placed(networks: Networks | Generator, machine: MachineConfig) -> torch.devi
         torch.set_num_threads(machine.threads)
     if device.type == "cpu":
         keep_freed_memory()
-    memory_format = torch.channels_last if machine.channels_last else torch.contiguous_format
+    last = machine.channels_last if isinstance(networks, Networks) else generator_channels_last(machine, device)
+    memory_format = torch.channels_last if last else torch.contiguous_format
     for network in networks.all.values():
         network.to(device=device, memory_format=memory_format)  # type: ignore[call-overload]
     return device
+
+
+def generator_channels_last(machine: MachineConfig, device: torch.device) -> bool:
+    """The memory order of a generator's networks and of what they read: on CPUs never channels last, which costs a step
+    on their small maps 3 to 9 % (bench controlnet-step)."""
+    return machine.channels_last and device.type != "cpu"
 
 
 def keep_freed_memory() -> None:

@@ -29,7 +29,7 @@ from shared.config import CampaignConfig, GenerateConfig, MachineConfig, Strateg
 from shared.generate.networks import Generator, start_controlnet
 from shared.images.quality import psnr_db_B
 from shared.metrics import moments
-from shared.networks import placed
+from shared.networks import generator_channels_last, placed
 from shared.types import Metrics
 
 JUDGED_TIMES = 2
@@ -111,7 +111,7 @@ def _train(
         rate *= min(1.0, (step + 1) / warm_up)
         state.optimiser.learning_rate = rate
         drawn += shown_to.size_of(shown)
-        batch = shown_to.moved(shown, device, channels_last=machine.channels_last)
+        batch = shown_to.moved(shown, device, channels_last=generator_channels_last(machine, device))
         found, micro_size = batch_gradients(generator, theta, campaign, machine, batch, recogniser, state.micro_size)
         state = replace(state, micro_size=micro_size)
         check = device.type == "cpu" or step % CHECK_EVERY == 0
@@ -162,7 +162,10 @@ def evaluate_phase(generator: Generator, slices: Slices, campaign: CampaignConfi
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=machine.precision == "bfloat16")
     with _judging(generator), torch.no_grad(), autocast:
         for batches in _judged_batches(generator, slices, campaign, machine):
-            moved = [shown_to.moved(batch, device, channels_last=machine.channels_last) for batch in batches]
+            moved = [
+                shown_to.moved(batch, device, channels_last=generator_channels_last(machine, device))
+                for batch in batches
+            ]
             for name, values_B in _scores(generator, campaign.generate, moved).items():
                 columns.setdefault(name, []).append(values_B.cpu())
     return {name: moments(torch.cat(values).double().numpy()) for name, values in columns.items()}

@@ -114,7 +114,10 @@ def sample(
     assert (prediction == "velocity") == (draw.sampler == "rflow"), (prediction, draw.sampler)
     machine = machine or MachineConfig()
     device = generator.latents.scale.device
-    memory_format = torch.channels_last if machine.channels_last else torch.contiguous_format
+    last = (
+        machine.channels_last and device.type != "cpu"
+    )  # as the networks are: shared.networks.generator_channels_last
+    memory_format = torch.channels_last if last else torch.contiguous_format
     hint_BCHW = hint_BCHW.to(device=device, memory_format=memory_format)
     latent_BCHW = noise_of(seeds, generator.latent_shape).to(device=device, memory_format=memory_format)
     with (

@@ -27,7 +27,7 @@ from shared.config import CampaignConfig, GenerateConfig, MachineConfig
 from shared.config.generation import DrawConfig
 from shared.generate.networks import Generator, build_generator
 from shared.generate.schedule import BETAS, TIMES, draw_times
-from shared.networks import placed
+from shared.networks import generator_channels_last, placed
 from shared.seeding import generator as seeded
 from simulation.bench import Case, steps
 
@@ -88,7 +88,7 @@ def ours(size: Literal["S", "M"]) -> Callable[[], float]:
     device = placed(generator, MACHINE)
     part = trained_part(generator, "controlnet")
     theta, optimiser = gradprom.trained(part), gradprom.make_optimiser(part, agreed)
-    shown = moved(batch(generator), device, channels_last=MACHINE.channels_last)
+    shown = moved(batch(generator), device, channels_last=generator_channels_last(MACHINE, device))
 
     def step() -> float:
         found, _ = batch_gradients(generator, theta, agreed, MACHINE, shown, None, BATCH)
