@@ -182,7 +182,7 @@ def test_eight_images_are_learnt_by_heart(campaign: CampaignConfig) -> None:
     campaign = replace(campaign, training=replace(campaign.training, augment=False))
     lengths = {
         name: PhaseConfig(rounds=1, local_steps=steps, batch_size=8)
-        for name, steps in (("autoencoder", 30), ("denoiser", 70), ("controlnet", 50))
+        for name, steps in (("autoencoder", 40), ("denoiser", 160), ("controlnet", 120))
     }
     campaign = with_generator(campaign, edges="hed", **lengths)
     start = build_generator(campaign)
