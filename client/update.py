@@ -129,10 +129,10 @@ def _phase_round(plan: Plan, setup: SiteSetup, opened: Opened, told: Told | None
     load_parts(generator, plan.weights, TRAINED[phase])
     test = opened.data.test if plan.action == "evaluate" else _glimpse(opened.data.test)
     evaluation = dict(evaluate_phase(generator, test, campaign, setup.machine))
-    if "latents.square" in evaluation:  # what the scale of latents is made of is part of training, not of judging
-        train = evaluate_phase(generator, _glimpse(opened.data.train), campaign, setup.machine)
-        evaluation["latents.square"] = train["latents.square"]
     if plan.action == "evaluate":
+        if "latents.square" in evaluation:  # what the scale of latents is made of is part of training, not of judging
+            train = evaluate_phase(generator, _glimpse(opened.data.train), campaign, setup.machine)
+            evaluation["latents.square"] = train["latents.square"]
         keep(generator_folder(setup.generators, opened.agreed), opened.agreed, plan.weights)
         return Update(setup.name, plan.round, 0, {}, {}, evaluation)
     training, _ = train_phase(
@@ -149,12 +149,12 @@ def _phase_round(plan: Plan, setup: SiteSetup, opened: Opened, told: Told | None
     return Update(setup.name, plan.round, int(training["samples"]), learned, training, evaluation)
 
 
-def _glimpse(test: Slices) -> Slices:
+def _glimpse(slices: Slices) -> Slices:
     """Some slices at even distances: between rounds, where all of them would take longer than the round."""
     from client.reading import taken
 
-    count = min(len(test), GLIMPSE)
-    return taken(test, [place * len(test) // count for place in range(count)])
+    count = min(len(slices), GLIMPSE)
+    return taken(slices, [place * len(slices) // count for place in range(count)])
 
 
 def _added(learned: Arrays, change: Arrays) -> Arrays:
