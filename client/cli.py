@@ -13,23 +13,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from client import approvals, folder
+from client import approvals, cli_enhance, cli_pacs, cli_personal, cli_releases, folder
 from client.site import load_site
+from client.terminal import OUT, command, json_option, progress, two_columns
 from shared.config import load_campaign
 from shared.errors import ConfigError, DataError, RefusedError, WardroundError
 from shared.trust import keystore
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import TaskID
 
     from client.generate.arrived import Arrived
     from client.generate.manifest import KeptSet
-
-_OUT = Console(highlight=False, soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,9 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _init(arguments: argparse.Namespace) -> int:
     public = folder.create(arguments.folder, arguments.name, arguments.coordinator, arguments.ca)
-    _OUT.print(f"Site {arguments.name} is made. Send this file to the coordinator: {public}")
-    _OUT.print(f"and read this out to them by telephone: {keystore.fingerprint(keystore.read_public_line(public))}")
-    _OUT.print("The private key beside it never leaves this folder.")
+    OUT.print(f"Site {arguments.name} is made. Send this file to the coordinator: {public}")
+    OUT.print(f"and read this out to them by telephone: {keystore.fingerprint(keystore.read_public_line(public))}")
+    OUT.print("The private key beside it never leaves this folder.")
     return 0
 
 
@@ -68,13 +66,13 @@ def _ingest(arguments: argparse.Namespace) -> int:
     site = folder.read(arguments.folder)
     campaign = load_campaign(arguments.campaign)
     masks, diagnoses = _labels(arguments)
-    with _progress() as progress:
+    with progress() as shown:
         bars: dict[str, TaskID] = {}
 
         def advance(stage: str, done: int, total: int) -> None:
             if stage not in bars:
-                bars[stage] = progress.add_task(stage, total=total)
-            progress.update(bars[stage], completed=done, total=total)
+                bars[stage] = shown.add_task(stage, total=total)
+            shown.update(bars[stage], completed=done, total=total)
 
         secret = keystore.read_private(site.secret)
         report = ingest(
@@ -89,7 +87,7 @@ def _ingest(arguments: argparse.Namespace) -> int:
     table = Table("outcome", "reason", "count", title="Ingest")
     for row in report.table():
         table.add_row(*(str(cell) for cell in row))
-    _OUT.print(table)
+    OUT.print(table)
     return 0
 
 
@@ -98,17 +96,17 @@ def _approve(arguments: argparse.Namespace) -> int:
 
     site = folder.read(arguments.folder)
     campaign = load_campaign(arguments.campaign)
-    table = _two_columns(f"Campaign {campaign.name}")
+    table = two_columns(f"Campaign {campaign.name}")
     for question, answer in describe(campaign):
         table.add_row(question, answer)
-    _OUT.print(table)
+    OUT.print(table)
     if not arguments.yes:
         if not sys.stdin.isatty():
             raise ConfigError("nobody there to ask; read the table, then give --yes to approve it")
         if input(f"May this run at site {site.name}? Type yes: ").strip() != "yes":
             raise RefusedError(f"campaign {campaign.name}: the answer was not yes, so nothing was approved")
     given = approvals.approve(site.approvals, campaign, dt.datetime.now(dt.UTC))
-    _OUT.print(f"Approved at site {site.name}: {given.campaign}, digest {given.digest}")
+    OUT.print(f"Approved at site {site.name}: {given.campaign}, digest {given.digest}")
     return 0
 
 
@@ -122,13 +120,13 @@ def _approvals(arguments: argparse.Namespace) -> int:
     table.add_column("digest", overflow="fold")
     for one in given:
         table.add_row(one.campaign, one.approved_at, one.digest)
-    _OUT.print(table if given else "Nothing is approved at this site.")
+    OUT.print(table if given else "Nothing is approved at this site.")
     return 0
 
 
 def _revoke(arguments: argparse.Namespace) -> int:
     gone = approvals.revoke(folder.read(arguments.folder).approvals, arguments.digest)
-    _OUT.print(f"No longer approved: {gone.campaign}, digest {gone.digest}")
+    OUT.print(f"No longer approved: {gone.campaign}, digest {gone.digest}")
     return 0
 
 
@@ -144,7 +142,7 @@ def _generators(arguments: argparse.Namespace) -> int:
     for one in rows:
         whole = "yes" if not one.missing else f"waits for {', '.join(one.missing)}"
         table.add_row(one.campaign.name, one.arrived_at, f"{one.size_bytes / 1e6:.1f}", whole, one.digest)
-    _OUT.print(table if rows else "No generator has arrived at this site.")
+    OUT.print(table if rows else "No generator has arrived at this site.")
     return 0
 
 
@@ -160,20 +158,20 @@ def _generate(arguments: argparse.Namespace) -> int:
         )
     from client.generate.now import kept_or_drawn
 
-    with _progress() as progress:
-        bar = progress.add_task("images", total=None)
+    with progress() as shown:
+        bar = shown.add_task("images", total=None)
         kept = kept_or_drawn(
             setup,
             one.campaign,
             variants=arguments.variants,
             pictures=arguments.pictures,
-            on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
+            on_progress=lambda done, total: shown.update(bar, completed=done, total=total),
         )
     _print_set(kept)
     if kept.report["refused"]:
         raise RefusedError(f"not used: {kept.report['reason']}")
     if arguments.pictures is not None:
-        _OUT.print(f"Pictures, with patients' images beside them, for this site alone: {arguments.pictures}")
+        OUT.print(f"Pictures, with patients' images beside them, for this site alone: {arguments.pictures}")
     return 0
 
 
@@ -182,7 +180,7 @@ def _synthetic(arguments: argparse.Namespace) -> int:
 
     store = folder.read(arguments.folder).store
     if arguments.remove is not None:
-        _OUT.print(f"Removed: {remove_set(store, arguments.remove)}")
+        OUT.print(f"Removed: {remove_set(store, arguments.remove)}")
         return 0
     sets = kept_sets(store)
     if arguments.json:
@@ -191,7 +189,7 @@ def _synthetic(arguments: argparse.Namespace) -> int:
     for one in sets:
         _print_set(one)
     if not sets:
-        _OUT.print("No synthetic images at this site; draw some with: wardround-site generate")
+        OUT.print("No synthetic images at this site; draw some with: wardround-site generate")
     return 0
 
 
@@ -201,7 +199,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     site = folder.read(arguments.folder)
     given = approvals.approvals(site.approvals)
-    _OUT.print(
+    OUT.print(
         f"Site {site.name} runs; coordinator {site.coordinator}; campaigns approved: {len(given)}. Ctrl-C stops it."
     )
     supervise(lambda: programs(site, dt.datetime.now(dt.UTC)), site.folder)
@@ -215,7 +213,7 @@ def _check(arguments: argparse.Namespace) -> int:
     table = Table("", "what", "answer", title="Is this site ready?")
     for row in rows:
         table.add_row("ok" if row.exit_code == 0 else "NO", row.what, row.answer)
-    _OUT.print(table)
+    OUT.print(table)
     missing = [row for row in rows if row.exit_code]
     if missing:
         print(f"wardround-site: not ready: {missing[0].what}: {missing[0].answer}", file=sys.stderr)
@@ -229,7 +227,7 @@ def _status(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(state, indent=1))
         return 0
-    table = _two_columns(f"Site {state['site']}")
+    table = two_columns(f"Site {state['site']}")
     table.add_row("coordinator", state["coordinator"])
     table.add_row("running", "yes" if state["running"] else "no; start it with: wardround-site run")
     for name, process in state["processes"].items():
@@ -237,7 +235,7 @@ def _status(arguments: argparse.Namespace) -> int:
         table.add_row(name, f"{'runs' if process['alive'] else 'stopped'}, starts: {process['starts']}{last}")
     for digest, campaign in state["approved"].items():
         table.add_row("approved", f"{campaign} ({digest})")
-    _OUT.print(table)
+    OUT.print(table)
     return 0
 
 
@@ -254,7 +252,7 @@ def _of_generator(one: Arrived) -> dict[str, Any]:
 def _print_set(one: KeptSet) -> None:
     """Counts, and what the guards measured."""
     report, manifest = one.report, one.manifest
-    table = _two_columns(f"Synthetic images of campaign {escape(manifest['name'])}")
+    table = two_columns(f"Synthetic images of campaign {escape(manifest['name'])}")
     table.add_row("digest", one.digest)
     table.add_row("drawn at", manifest["drawn_at"])
     used = f"{manifest['counts']['images']} for {manifest['counts']['slices']} training slices"
@@ -272,15 +270,7 @@ def _print_set(one: KeptSet) -> None:
         table.add_row("Dice of masks found in them", f"{report['mask_dice']:.2f}")
     for note in report["notes"]:
         table.add_row("note", escape(note))
-    _OUT.print(table)
-
-
-def _two_columns(title: str) -> Table:
-    """Nothing is cut off: digests are there to be compared."""
-    table = Table(show_header=False, title=title, show_lines=True)
-    table.add_column()
-    table.add_column(overflow="fold")
-    return table
+    OUT.print(table)
 
 
 # ------------------------------------------------------------------------------------------- arguments
@@ -324,58 +314,40 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    init = _command(commands, "init", _init, "make this site's folder, key pair and secret")
+    init = command(commands, "init", _init, "make this site's folder, key pair and secret")
     init.add_argument("--name", required=True, help="the site's name in the federation")
     init.add_argument("--coordinator", required=True, metavar="HOST:PORT")
     init.add_argument("--ca", required=True, type=Path, metavar="CA.CRT", help="the federation's certificate")
 
-    ingest = _command(commands, "ingest", _ingest, "de-identify a folder of DICOM files into this site's store")
+    ingest = command(commands, "ingest", _ingest, "de-identify a folder of DICOM files into this site's store")
     ingest.add_argument("source", type=Path, metavar="SOURCE", help="the folder with the DICOM files")
     ingest.add_argument("--campaign", required=True, type=Path, help="whose rule the store follows")
     ingest.add_argument("--masks", nargs="*", default=[], metavar="NAME=CODE", help="this site's segment numbers")
     ingest.add_argument("--diagnoses", nargs="*", default=[], metavar="WORD=NAME", help="this site's words")
     ingest.add_argument("--labels", type=Path, metavar="FILE", help="the same two as JSON (site.json of a simulation)")
 
-    approve = _command(commands, "approve", _approve, "read a campaign in words and let it run here")
+    approve = command(commands, "approve", _approve, "read a campaign in words and let it run here")
     approve.add_argument("campaign", type=Path)
     approve.add_argument("--yes", action="store_true", help="approve without a question")
 
-    _json_option(_command(commands, "approvals", _approvals, "what may run here"))
-    revoke = _command(commands, "revoke-approval", _revoke, "withdraw an approval")
+    json_option(command(commands, "approvals", _approvals, "what may run here"))
+    revoke = command(commands, "revoke-approval", _revoke, "withdraw an approval")
     revoke.add_argument("digest", metavar="DIGEST", help="as `approvals` shows it")
-    _json_option(_command(commands, "generators", _generators, "generators of images that arrived here"))
-    generate = _command(commands, "generate", _generate, "draw synthetic images from this site's training masks, now")
+    json_option(command(commands, "generators", _generators, "generators of images that arrived here"))
+    generate = command(commands, "generate", _generate, "draw synthetic images from this site's training masks, now")
     generate.add_argument("--campaign", required=True, metavar="NAME|DIGEST", help="as `generators` shows it")
     variants = "images per slice; another number than the campaign's makes a set that its training does not use"
     generate.add_argument("--variants", type=int, metavar="K", help=variants)
     generate.add_argument("--pictures", type=Path, metavar="FOLDER", help="slices and synthetic images as a PNG file")
-    synthetic = _command(commands, "synthetic", _synthetic, "synthetic images at this site, and what the guards say")
+    synthetic = command(commands, "synthetic", _synthetic, "synthetic images at this site, and what the guards say")
     synthetic.add_argument("--remove", metavar="DIGEST", help="remove a set instead")
-    _json_option(synthetic)
-    _command(commands, "run", _run, "serve this site in the foreground (outbound connections only)")
-    _command(commands, "check", _check, "keys, certificate, coordinator, store, approvals")
-    _json_option(_command(commands, "status", _status, "processes and approvals"))
+    json_option(synthetic)
+    command(commands, "run", _run, "serve this site in the foreground (outbound connections only)")
+    command(commands, "check", _check, "keys, certificate, coordinator, store, approvals")
+    json_option(command(commands, "status", _status, "processes and approvals"))
+    for further in (cli_releases, cli_personal, cli_enhance, cli_pacs):
+        further.add(commands)
     return parser
-
-
-def _command(commands: Any, name: str, run: object, text: str) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
-    command.add_argument("folder", type=Path, metavar="DIR", help="the site's folder")
-    command.set_defaults(command=run)
-    return command
-
-
-def _json_option(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--json", action="store_true", help="for programs")
-
-
-def _progress() -> Progress:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    # Into a file, rich would leave an empty line before the reason of an error.
-    return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from shared.config.generation import (
     TaskConfig,
 )
 from shared.config.load import load
+from shared.config.personal import PersonaliseConfig, TGDConfig
 from shared.config.programs import (
     CompareConfig,
     CrossConfig,
@@ -41,6 +42,7 @@ from shared.config.programs import (
     TableConfig,
 )
 from shared.config.recognition import LabelsConfig, LearnConfig, RecogniserConfig, SelfRegConfig
+from shared.config.releasing import ReleaseConfig
 
 __all__ = [
     "AugmentConfig",
@@ -61,9 +63,11 @@ __all__ = [
     "LearnConfig",
     "MachineConfig",
     "ObjectiveConfig",
+    "PersonaliseConfig",
     "Phase",
     "PhaseConfig",
     "RecogniserConfig",
+    "ReleaseConfig",
     "RoundsConfig",
     "ScannerConfig",
     "SelfRegConfig",
@@ -71,6 +75,7 @@ __all__ = [
     "SplitConfig",
     "StrategyConfig",
     "StudyConfig",
+    "TGDConfig",
     "TableConfig",
     "TaskConfig",
     "TrainingConfig",
