@@ -1,8 +1,8 @@
 """The federation's own certificate authority: names in, PEM out.
 
-One authority per federation signs only server certificates; sites are known by their keys, not by certificates. The
-authority lives ten years, so that a new server certificate never asks a site for anything (RFC 5280 section 4.2 for
-the extensions). Time is read once by the caller and passed in as `now`.
+One authority per federation signs server certificates and those that releases are signed with; sites are known by their
+keys, not by certificates. The authority lives ten years, so that a new certificate never asks a site for anything (RFC
+5280 section 4.2 for the extensions). Time is read once by the caller and passed in as `now`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from shared.errors import ConfigError, DataError
 
 AUTHORITY_DAYS = 3650
 SERVER_DAYS = 397  # what browsers and auditors accept at most
+SIGNER_DAYS = 1825
 RENEW_BEFORE_DAYS = 30
 CLOCK_SKEW = dt.timedelta(hours=1)  # a site's clock may be behind
 _DNS_NAME = re.compile(r"(?=.{1,253}$)([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.I)
@@ -53,22 +54,40 @@ def create_authority(name: str, now: dt.datetime, days: int = AUTHORITY_DAYS) ->
 
 def issue_server(authority: Pair, names: Sequence[str], now: dt.datetime, days: int = SERVER_DAYS) -> Pair:
     """A server certificate for DNS names and IP addresses, signed by the authority; not usable by a client or a CA."""
+    alternatives = x509.SubjectAlternativeName([general_name(name) for name in names])
+    return _issued(authority, "Wardround coordinator", ExtendedKeyUsageOID.SERVER_AUTH, now, days, alternatives)
+
+
+def issue_signer(authority: Pair, now: dt.datetime, days: int = SIGNER_DAYS) -> Pair:
+    """A certificate that releases are signed with; it is for no host, and ends no later than the authority does.
+
+    Its purpose is code signing (RFC 5280 section 4.2.1.12, the nearest that there is): it keeps apart what else the
+    authority issues, for a server's certificate signs as well, but handshakes.
+    """
+    left = days_left(authority.certificate, now)
+    return _issued(authority, "Wardround releases", ExtendedKeyUsageOID.CODE_SIGNING, now, min(days, left))
+
+
+def _issued(
+    authority: Pair, name: str, purpose: x509.ObjectIdentifier, now: dt.datetime, days: int,
+    *further: x509.ExtensionType,
+) -> Pair:  # fmt: skip
+    """A leaf certificate for one purpose, and its new key."""
     issuer = x509.load_pem_x509_certificate(authority.certificate)
     issuer_key = serialization.load_pem_private_key(authority.key, password=None)
     assert isinstance(issuer_key, ec.EllipticCurvePrivateKey)
     key = ec.generate_private_key(ec.SECP384R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Wardround coordinator")])
-    issuer_identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    unsigned = _unsigned(subject, issuer.subject, key.public_key(), now, days)
+    for extension in further:
+        unsigned = unsigned.add_extension(extension, critical=False)
     certificate = (
-        _unsigned(subject, issuer.subject, key.public_key(), now, days)
-        .add_extension(x509.SubjectAlternativeName([general_name(name) for name in names]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        unsigned.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(sign_certificates=False), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer_identifier), critical=False
-        )
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False)
         .sign(issuer_key, hashes.SHA384())
     )
     return Pair(certificate.public_bytes(serialization.Encoding.PEM), _pem(key))
@@ -88,6 +107,11 @@ def general_name(name: str) -> x509.GeneralName:
 def days_left(certificate: bytes, now: dt.datetime) -> int:
     """Whole days until a PEM certificate ends (negative: it has ended); raises DataError when it is not one."""
     return (_load(certificate).not_valid_after_utc - now).days
+
+
+def fingerprint(certificate: bytes) -> str:
+    """SHA-256 of a PEM certificate's DER, in hexadecimal: what names an authority in a release."""
+    return _load(certificate).fingerprint(hashes.SHA256()).hex()
 
 
 def host_names(certificate: bytes) -> tuple[str, ...]:
@@ -128,7 +152,7 @@ def _unsigned(
 
 def _key_usage(*, sign_certificates: bool) -> x509.KeyUsage:
     return x509.KeyUsage(
-        digital_signature=not sign_certificates,  # the handshake of TLS 1.3
+        digital_signature=not sign_certificates,  # the handshake of TLS 1.3, or a release
         key_cert_sign=sign_certificates,
         crl_sign=sign_certificates,
         content_commitment=False,
