@@ -26,10 +26,9 @@ from shared.types import Arrays
 from shared.weights import UNKNOWN_TYPES
 
 if TYPE_CHECKING:
+    from shared.networks import Networks
     from shared.reference import Reference
     from shared.release import Manifest
-
-    from shared.networks import Networks
 
 RECORD = "personal.json"
 WEIGHTS_DIGEST = "weights_sha256"
@@ -65,10 +64,9 @@ class Installed:
         """The release's reference images; None where it has none."""
         if "reference.safetensors" not in self.manifest.files:
             return None
-        from shared.reference import load_reference
+        from shared.reference import from_bytes
 
-        self._file("reference.safetensors")
-        return load_reference(self.folder / "reference.safetensors")
+        return from_bytes(self._file("reference.safetensors"))
 
     def _file(self, name: str) -> bytes:
         return checked_file(self.folder / name, str(self.manifest.files[name]["sha256"]))

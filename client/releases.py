@@ -82,23 +82,22 @@ def verified(site: SiteFolder, path: Path, *, now: dt.datetime | None = None) ->
 
     (1) signature   (2) this federation   (3) not older than any installed of its name   (4) digests   (5) architecture
 
-    Raises RefusedError for (1), (2), (3), (5), DataError for a file that is too large, no release, or damaged (4).
+    Raises RefusedError for these, DataError for a file that is too large, cut short or no release at all.
     """
-    from shared.release import check_files, read_release
+    from shared.release import check_digests, unpack
 
-    release = read_release(path)
+    release = unpack(path)
     # (1)
     authority = site.authority.read_bytes()
-    signing.verify(
-        authority, release.signer_pem, release.manifest_bytes, release.signature, now or dt.datetime.now(dt.UTC)
-    )
+    now = now or dt.datetime.now(dt.UTC)
+    signing.verify(authority, release.signer_pem, release.manifest_bytes, release.signature, now)
     # (2)
-    if release.manifest.federation["authority"] != certificates.authority_digest(authority):
+    if release.manifest.federation["authority"] != certificates.fingerprint(authority):
         raise RefusedError("the release is of another federation than this site's; ask your own coordinator for one")
     # (3)
     _check_version(release, _state(site))
     # (4)
-    check_files(release)
+    check_digests(release)
     # (5)
     _check_architecture(release)
     return release

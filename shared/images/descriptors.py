@@ -17,6 +17,7 @@ All on the scale of [0, 1], over the whole image, the mean of the channels first
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -107,7 +108,8 @@ def _entropy_B(pixels_BP: Tensor) -> Tensor:
     offset_B1 = torch.arange(count, device=pixels_BP.device)[:, None] * _BINS
     counts_BK = torch.bincount((bins_BP + offset_B1).flatten(), minlength=count * _BINS).view(count, _BINS)
     share_BK = counts_BK.float() / pixels
-    return torch.special.entr(share_BK).sum(1) / torch.log(torch.tensor(2.0, device=pixels_BP.device))
+    entropy_B: Tensor = torch.special.entr(share_BK).sum(1) / math.log(2)
+    return entropy_B
 
 
 def _noise_B(image_BHW: Tensor) -> Tensor:
@@ -128,4 +130,5 @@ def _fine_B(image_BHW: Tensor) -> Tensor:
     rows, columns = (torch.fft.fftfreq(size, device=image_BHW.device).abs() for size in (height, width))
     fine_HW = torch.maximum(rows[:, None], columns[None, :]) > 0.25  # cycles per pixel; Nyquist is 0.5
     total_B = power_BHW.sum((1, 2))
-    return (power_BHW * fine_HW).sum((1, 2)) / total_B.clamp(min=_FLAT)
+    share_B: Tensor = (power_BHW * fine_HW).sum((1, 2)) / total_B.clamp(min=_FLAT)
+    return share_B

@@ -5,8 +5,8 @@ least a quarter of its pixels are segmented as the class: a detection, not an ou
 too small is not called erased. A segmented component that holds no true lesion pixel is a false positive.
 
 Between two states of an image, before and after: erased is a lesion that was found before and is not after; invented is
-a false positive of after that overlaps none of before's. What overlaps a false positive of before is that one in another
-shape. Both are counted, per lesion and per image, as acceptance gates ask for them.
+a false positive of after that overlaps none of before's: what overlaps one is that one in another shape. Lesions are
+counted one by one, false positives per image, as acceptance gates ask for them.
 """
 
 from __future__ import annotations
