@@ -181,20 +181,28 @@ def reorder(array: npt.NDArray[Any], grid: Grid) -> tuple[npt.NDArray[Any], Grid
     """Array (D, H, W, ...) and its grid in the common orientation (see the module's first lines)."""
     if grid.affine is None or grid.shape[0] < MIN_SLICES_TO_REORDER:
         return array, grid
-    directions = grid.affine[:3, :3] / np.linalg.norm(grid.affine[:3, :3], axis=0)
-    # World axes z, y, x in this order for D, H, W: the assignment with the largest total alignment.
-    score = np.abs(directions[[2, 1, 0], :])
-    axes = max(itertools.permutations(range(3)), key=lambda axes: sum(score[i, axis] for i, axis in enumerate(axes)))
+    axes, flipped = orientation(grid)
     array = array.transpose(*axes, *range(3, array.ndim))
     affine = grid.affine.copy()
     affine[:, :3] = grid.affine[:, :3][:, list(axes)]
-    for axis, world in enumerate((2, 1, 0)):
-        if affine[world, axis] < 0:
-            array = np.flip(array, axis)
-            affine[:3, 3] += affine[:3, axis] * (array.shape[axis] - 1)
-            affine[:3, axis] *= -1
+    for axis in flipped:
+        array = np.flip(array, axis)
+        affine[:3, 3] += affine[:3, axis] * (array.shape[axis] - 1)
+        affine[:3, axis] *= -1
     depth, height, width = (grid.spacing_mm[axis] for axis in axes)
     return array, Grid((array.shape[0], array.shape[1], array.shape[2]), (depth, height, width), affine)
+
+
+def orientation(grid: Grid) -> tuple[tuple[int, int, int], tuple[int, ...]]:
+    """(axes, flipped): which axis of the grid becomes D, H and W of the common orientation, and which of these are
+    flipped then; nothing changes for a grid without geometry or with few slices."""
+    if grid.affine is None or grid.shape[0] < MIN_SLICES_TO_REORDER:
+        return (0, 1, 2), ()
+    directions = grid.affine[:3, :3] / np.linalg.norm(grid.affine[:3, :3], axis=0)
+    # World axes z, y, x in this order for D, H, W: the assignment with the largest total alignment.
+    score = np.abs(directions[[2, 1, 0], :])
+    d, h, w = max(itertools.permutations(range(3)), key=lambda axes: sum(score[i, axis] for i, axis in enumerate(axes)))
+    return (d, h, w), tuple(axis for axis, world in enumerate((2, 1, 0)) if grid.affine[world, (d, h, w)[axis]] < 0)
 
 
 def resampled_grid(grid: Grid, spacing_mm: tuple[float, float, float] | None) -> Grid:

@@ -111,7 +111,7 @@ def _monochrome(stored_FHWC: npt.NDArray[Any], dataset: Dataset, *, inverted: bo
         values = _float32(apply_modality_lut(stored_FHWC, dataset))
         lowest, highest = 0.0, float(2 ** int(dataset.ModalityLUTSequence[0].LUTDescriptor[2]) - 1)
     else:
-        slopes_F, intercepts_F = _rescale(dataset, len(stored_FHWC))
+        slopes_F, intercepts_F = rescale(dataset, len(stored_FHWC))
         values = _float32(stored_FHWC)
         values *= slopes_F[:, None, None, None]
         values += intercepts_F[:, None, None, None]
@@ -134,7 +134,7 @@ def _stored_range(dataset: Dataset) -> tuple[float, float]:
     return (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if signed else (0.0, 2.0**bits - 1)
 
 
-def _rescale(dataset: Dataset, frames: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def rescale(dataset: Dataset, frames: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Slope and intercept per frame: the frame's functional group, the shared one, or the plain attributes."""
     if text(dataset, "DoseGridScaling"):
         slope = np.full(frames, float(dataset.DoseGridScaling), dtype=np.float32)
