@@ -30,7 +30,13 @@ def check_site(site: SiteFolder, now: dt.datetime) -> tuple[Row, ...]:
         _row("coordinator", lambda: _coordinator(site)),
         _row("store", lambda: _store(site)),
         _row("approvals", lambda: _approvals(site)),
+        *(check_pacs(site) if site.pacs.exists() else ()),
     )
+
+
+def check_pacs(site: SiteFolder) -> tuple[Row, ...]:
+    """Only the PACS, which a site may do without."""
+    return (_row("PACS", lambda: _pacs(site)),)
 
 
 def _row(what: str, answer: Callable[[], str]) -> Row:
@@ -77,3 +83,9 @@ def _approvals(site: SiteFolder) -> str:
     if not given:
         raise RefusedError("nothing is approved; read a campaign and approve it: wardround-site approve")
     return ", ".join(f"{approval.campaign} ({approval.digest[:12]})" for approval in given)
+
+
+def _pacs(site: SiteFolder) -> str:
+    from client.ingest.pacs import source_of
+
+    return source_of(site).echo()

@@ -61,11 +61,15 @@ def _init(arguments: argparse.Namespace) -> int:
 
 
 def _ingest(arguments: argparse.Namespace) -> int:
-    from client.ingest.run import ingest
-
     site = folder.read(arguments.folder)
     campaign = load_campaign(arguments.campaign)
     masks, diagnoses = _labels(arguments)
+    if arguments.pacs == (arguments.source is not None):
+        raise ConfigError("ingest takes either SOURCE, a folder with DICOM files, or --pacs")
+    if arguments.pacs:
+        return cli_pacs.ingest_from_pacs(arguments, site, campaign, masks, diagnoses)
+    from client.ingest.run import ingest
+
     with progress() as shown:
         bars: dict[str, TaskID] = {}
 
@@ -207,9 +211,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from client.check import check_site
+    from client.check import check_pacs, check_site
 
-    rows = check_site(folder.read(arguments.folder), dt.datetime.now(dt.UTC))
+    site = folder.read(arguments.folder)
+    rows = check_pacs(site) if arguments.what == "pacs" else check_site(site, dt.datetime.now(dt.UTC))
     table = Table("", "what", "answer", title="Is this site ready?")
     for row in rows:
         table.add_row("ok" if row.exit_code == 0 else "NO", row.what, row.answer)
@@ -320,11 +325,12 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--ca", required=True, type=Path, metavar="CA.CRT", help="the federation's certificate")
 
     ingest = command(commands, "ingest", _ingest, "de-identify a folder of DICOM files into this site's store")
-    ingest.add_argument("source", type=Path, metavar="SOURCE", help="the folder with the DICOM files")
+    ingest.add_argument("source", type=Path, nargs="?", metavar="SOURCE", help="the folder with the DICOM files")
     ingest.add_argument("--campaign", required=True, type=Path, help="whose rule the store follows")
     ingest.add_argument("--masks", nargs="*", default=[], metavar="NAME=CODE", help="this site's segment numbers")
     ingest.add_argument("--diagnoses", nargs="*", default=[], metavar="WORD=NAME", help="this site's words")
     ingest.add_argument("--labels", type=Path, metavar="FILE", help="the same two as JSON (site.json of a simulation)")
+    cli_pacs.add_ingest_options(ingest)
 
     approve = command(commands, "approve", _approve, "read a campaign in words and let it run here")
     approve.add_argument("campaign", type=Path)
@@ -343,7 +349,8 @@ def _parser() -> argparse.ArgumentParser:
     synthetic.add_argument("--remove", metavar="DIGEST", help="remove a set instead")
     json_option(synthetic)
     command(commands, "run", _run, "serve this site in the foreground (outbound connections only)")
-    command(commands, "check", _check, "keys, certificate, coordinator, store, approvals")
+    check = command(commands, "check", _check, "keys, certificate, coordinator, store, approvals, PACS")
+    check.add_argument("what", nargs="?", choices=("pacs",), help="only this")
     json_option(command(commands, "status", _status, "processes and approvals"))
     for further in (cli_releases, cli_personal, cli_enhance, cli_pacs):
         further.add(commands)

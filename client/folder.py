@@ -4,7 +4,9 @@ site.json          name, coordinator address, machine
 ca.crt             the federation's authority, from the coordinator
 key key.pub        the site's key pair; key (0600) never leaves this folder
 site.secret        keys the pseudonyms of de-identification (0600); lost, the next ingest gives every patient a new one
+pacs.json          the hospital's PACS, written by hand (client/ingest/pacs/config.py); optional
 store/             de-identified images          approvals/   campaigns that may run here
+inbox/             what scanners sent to `wardround-site receive`
 flower/            Flower's own state           logs/
 """
 
@@ -51,6 +53,14 @@ class SiteFolder:
     @property
     def approvals(self) -> Path:
         return self.folder / "approvals"
+
+    @property
+    def pacs(self) -> Path:
+        return self.folder / "pacs.json"
+
+    @property
+    def inbox(self) -> Path:
+        return self.folder / "inbox"
 
     @property
     def flower(self) -> Path:

@@ -30,6 +30,8 @@ ONLY_IN = {
     "ray": ("simulation/run.py", "simulation/bench/"),
     "pydicom": ("client/ingest/", "client/enhance", "simulation/hospitals/", "simulation/bench/ingest.py"),
     "highdicom": ("client/ingest/", "client/enhance", "simulation/hospitals/"),
+    "pynetdicom": ("client/ingest/pacs/",),
+    "dicomweb_client": (),
     "hydra": ("shared/config/load.py",),
     "omegaconf": ("shared/config/load.py",),
     "cryptography": ("shared/trust/", "shared/secagg/"),
@@ -39,7 +41,7 @@ ONLY_IN = {
     "pickle": (),
 }  # fmt: skip
 HEAVY = ("monai", "matplotlib", "highdicom", "nilearn", "skimage", "sklearn", "ray", "hydra", "scipy", "pandas",
-         "transformers")  # fmt: skip
+         "transformers", "pynetdicom", "pydicom")  # fmt: skip
 
 
 def source_files() -> Iterator[Path]:
