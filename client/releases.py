@@ -119,9 +119,10 @@ def install(site: SiteFolder, path: Path, now: dt.datetime) -> Installed:
                 _write(site, _with(state, folder, release, now))
         except OSError:
             _sweep(site)
-            raise DataError(
-                "the release could not be written (is the disk full?); what was in force before still is"
-            ) from None
+            if _state(site).current != folder:  # else only the last flush failed, and the release is in force
+                raise DataError(
+                    "the release could not be written (is the disk full?); what was in force before still is"
+                ) from None
         return installed(site)
 
 
@@ -150,12 +151,12 @@ def releases(site: SiteFolder) -> tuple[Listed, ...]:
     return tuple(sorted(rows, key=lambda row: (row.name, row.version, row.digest)))
 
 
-def installed(site: SiteFolder) -> Installed:
+def installed(site: SiteFolder, *, personal: bool = True) -> Installed:
     """The release in force; ConfigError where there is none, DataError where its folder is damaged."""
     state = _state(site)
     if state.current is None:
         raise ConfigError("no release is installed; install one with: wardround-site install DIR FILE")
-    return read_installed(_home(site) / state.current)
+    return read_installed(_home(site) / state.current, personal=personal)
 
 
 # ------------------------------------------------------------------------------------------- checks

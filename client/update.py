@@ -88,6 +88,7 @@ def _check_plan(plan: Plan, opened: Opened) -> None:
 
 
 def _round(plan: Plan, setup: SiteSetup, opened: Opened, told: Told | None) -> Update:
+    from client.acceptance import accepted
     from client.evaluate import evaluate, summarise
     from client.train.local import added_change, train_round
     from shared.networks import Networks
@@ -97,7 +98,8 @@ def _round(plan: Plan, setup: SiteSetup, opened: Opened, told: Told | None) -> U
     assert isinstance(networks, Networks)
     load_arrays(networks, plan.weights)
     evaluation = summarise(evaluate(networks, data.test, campaign, setup.machine))
-    if plan.action == "evaluate":
+    if plan.action == "evaluate":  # the last: of these weights a release may be made
+        evaluation = {**evaluation, **accepted(networks, data.test, campaign, setup.machine)}
         return Update(setup.name, plan.round, 0, {}, {}, evaluation)
     training, state = train_round(
         networks,
