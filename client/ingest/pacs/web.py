@@ -41,8 +41,10 @@ class Answer:
         with _failing(Failure.CUT_OFF, self._expired):
             while block := self._response.read(BLOCK_BYTES):
                 yield block
+            if self._expired.is_set():
+                raise TransferError(Failure.TIMEOUT)
             if self._response.length:  # read(n) does not complain of a body cut short
-                raise TransferError(Failure.TIMEOUT if self._expired.is_set() else Failure.CUT_OFF)
+                raise TransferError(Failure.CUT_OFF)
 
     def json(self) -> Any:
         """The body as JSON, bounded; TransferError where it is not."""
