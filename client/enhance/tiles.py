@@ -55,7 +55,7 @@ class Moments(NamedTuple):
 
 def stride_px(config: EnhancerConfig) -> int:
     """The coarsest grid of the network, in pixels: sizes that it divides lose nothing on the way."""
-    return int(2 ** (config.depth - 1)) if config.kind == "unet" else 1
+    return 1 << (config.depth - 1) if config.kind == "unet" else 1
 
 
 def halo_px(config: EnhancerConfig) -> int:
@@ -130,7 +130,7 @@ class _Norms(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is F.group_norm:
-            return self._normalised(*args[:2], kwargs["weight"], kwargs["bias"], kwargs["eps"])
+            return self._normalised(args[0], args[1], kwargs["weight"], kwargs["bias"], kwargs["eps"])
         if func is F.instance_norm:
             assert kwargs["running_mean"] is None, "running statistics are not of this image"
             return self._normalised(args[0], args[0].shape[1], kwargs["weight"], kwargs["bias"], kwargs["eps"])
