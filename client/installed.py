@@ -76,8 +76,11 @@ class Installed:
         return arrays_of(checked_file(_personal_file(self.folder, digest), digest))
 
 
-def read_installed(folder: Path) -> Installed:
-    """The release in one of the site's folders; raises DataError where its manifest or campaign is damaged."""
+def read_installed(folder: Path, *, personal: bool = True) -> Installed:
+    """The release in one of the site's folders; raises DataError where its manifest or campaign is damaged.
+
+    personal=False: whatever was adapted of it, damaged or not.
+    """
     from shared.release import Manifest
 
     try:
@@ -89,7 +92,7 @@ def read_installed(folder: Path) -> Installed:
         raise _damaged(folder) from None
     if not folder.name.endswith(manifest.digest[:12]):
         raise _damaged(folder)
-    return Installed(manifest, folder, campaign, _record(folder))
+    return Installed(manifest, folder, campaign, _record(folder) if personal else None)
 
 
 def keep_personal(installed: Installed, arrays: Arrays, record: Mapping[str, Any]) -> Installed:

@@ -206,7 +206,9 @@ def _adapt(
         )
     adapted.recogniser.requires_grad_(False).eval()
     for name, parameter in adapted.enhancer.named_parameters():
-        parameter.requires_grad_(bool(trained.free[name].any()))
+        # torch's GroupNorm crashes in channels-last memory where its input needs no gradient and its weights do: only the
+        # beginning of a network is left out as a whole.
+        parameter.requires_grad_(config.method != "lastblocks" or bool(trained.free[name].any()))
     # Nothing in these networks drifts in training mode; where something does, tgd keeps it with its protected kernels.
     adapted.enhancer.train(config.method != "tgd")
     with tgd.cut(adapted.enhancer, trained.masks) if trained.masks else contextlib.nullcontext():
@@ -244,7 +246,8 @@ def _loop(
 ) -> dict[str, float]:
     theta = gradprom.trained(networks.enhancer)
     device = theta[0].device
-    free_D = torch.cat([mask.reshape(-1) for mask in free.values() if bool(mask.any())]).to(device)
+    wanted = {name for name, parameter in networks.enhancer.named_parameters() if parameter.requires_grad}
+    free_D = torch.cat([mask.reshape(-1) for name, mask in free.items() if name in wanted]).to(device)
     blocks = [parameter.numel() for parameter in theta]
     optimiser = AdamW(theta, learning_rate=config.learning_rate, weight_decay=0.0)
     second = generator(config.seed, "personalise", "second")
