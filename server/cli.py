@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from server import folder
-from shared.config import SimulationConfig, campaign_digest, load, load_campaign, save_campaign
+from shared.config import ReleaseConfig, SimulationConfig, campaign_digest, load, load_campaign, save_campaign
 from shared.errors import ConfigError, WardroundError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from server.submit import Submitted
 
 _OUT = Console(highlight=False, soft_wrap=True)
+_LISTED = ("name", "version", "made_at", "campaign_digest", "architecture_digest")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -174,18 +175,72 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from server.export import comparison_shown, export_generator, export_run
+    from server.export import comparison_shown, export_bundle, export_generator, export_network
 
+    if arguments.bundle is not None:
+        names = export_bundle(arguments.run_dir, arguments.bundle)
+        _OUT.print(f"Written: {arguments.bundle}, a MONAI bundle: {', '.join(names)}")
+        return 0
+    if arguments.file is None:
+        raise ConfigError("export what to? give FILE for a network, or --bundle FOLDER for all of a release")
     if arguments.network == "generator":
         made = export_generator(arguments.run_dir, arguments.file)
         _OUT.print(f"Written: {arguments.file}, the generator of {made.campaign}: {', '.join(made.networks)}")
         _OUT.print(f"Another campaign starts from it with generate.start={arguments.file}")
         return 0
-    done = export_run(arguments.run_dir, arguments.file, arguments.network)
+    done = export_network(arguments.run_dir, arguments.file, arguments.network)
     outputs = ", ".join(done.written.outputs)
-    _OUT.print(f"Written: {arguments.file}, the {done.network} of {done.campaign} after round {done.round}")
+    _OUT.print(f"Written: {arguments.file}, the {done.network} of {done.campaign} {done.state}")
     _OUT.print(f"Outputs: {outputs}; what they mean and how images are prepared stands in the file's metadata.")
     _OUT.print(comparison_shown(done.written.comparison))
+    return 0
+
+
+def _release(arguments: argparse.Namespace) -> int:
+    from server.release import make_release
+
+    coordinator = folder.read(arguments.folder)
+    config = load("release", arguments.overrides, ReleaseConfig)
+    made = make_release(
+        coordinator,
+        arguments.run_dir,
+        arguments.out,
+        config,
+        _now(),
+        name=arguments.name,
+        reference=arguments.reference,
+    )
+    _gates_shown(made.manifest.gates)
+    _OUT.print(f"Written: {arguments.out}, {made.manifest.name} v{made.manifest.version}; release digest {made.digest}")
+    _OUT.print("Every site verifies and installs it: wardround-site install DIR FILE")
+    return 0
+
+
+def _gates_shown(gates: Sequence[Mapping[str, Any]]) -> None:
+    from server.card import gate_line
+
+    table = Table(*("site", "gate", "figure", "limit", "of", "verdict"), title="Acceptance gates")
+    for gate in gates:
+        line = gate_line(gate)
+        table.add_row(gate["site"], line.words, line.value, line.limit, line.n, line.verdict)
+    _OUT.print(table)
+
+
+def _releases(arguments: argparse.Namespace) -> int:
+    from server.release import made_releases
+
+    made = made_releases(folder.read(arguments.folder))
+    if arguments.json:
+        shown = [{**{key: getattr(each, key) for key in _LISTED}, "digest": each.digest} for each in made]
+        print(json.dumps(shown, indent=1))
+        return 0
+    if not made:
+        _OUT.print("No release yet; make one of a run that is over: wardround-coordinator release DIR RUN_DIR OUT")
+        return 0
+    table = Table("release", "version", "made", "sites", "digest")
+    for each in made:
+        table.add_row(each.name, str(each.version), each.made_at, ", ".join(each.sites), each.digest)
+    _OUT.print(table)
     return 0
 
 
@@ -243,9 +298,21 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write report.html and report.json of a run")
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     report.set_defaults(command=_report)
-    export = commands.add_parser("export", help="write a network of a run as a file")
-    export.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="of a coordinator or of wardround-simulate")
-    export.add_argument("file", type=Path, metavar="FILE", help="ONNX; of a generator safetensors")
+    release = _command(commands, "release", _release, "sign the weights of a run that is over, if its gates hold")
+    release.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="of a coordinator or of wardround-simulate")
+    release.add_argument("out", type=Path, metavar="OUT", help="the .release file that sites install")
+    release.add_argument("--name", help="default: the campaign's; versions count up per name")
+    release.add_argument("--reference", type=Path, metavar="FILE", help="images that no adaptation may get worse on")
+    release.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="limits of the gates: erased=0.1 ...")
+    _command(commands, "releases", _releases, "every release that was made here").add_argument(
+        "--json", action="store_true"
+    )
+    export = commands.add_parser("export", help="write a network of a run or of a release as a file")
+    export.add_argument(
+        "run_dir", type=Path, metavar="SOURCE", help="run folder (of a coordinator or simulation), or a .release file"
+    )
+    export.add_argument("file", type=Path, nargs="?", metavar="FILE", help="ONNX; of a generator safetensors")
+    export.add_argument("--bundle", type=Path, metavar="FOLDER", help="all of a release, as a MONAI bundle")
     export.add_argument("--network", choices=("recogniser", "enhancer", "generator"), default="recogniser")
     export.set_defaults(command=_export)
     return parser

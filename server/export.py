@@ -1,5 +1,5 @@
-"""A run folder in, its recogniser or enhancer of the last finished round out as an ONNX file; or the generator that its
-phases left, as a safetensors file.
+"""A run folder or a release in, its recogniser or enhancer out as an ONNX file; of a run that of the last finished
+round, or the generator that its phases left, as a safetensors file. A release also as a MONAI bundle.
 
 A run folder is a coordinator's (runs/NAME), or one that `wardround-simulate` left: its federation/ with the campaign
 and the checkpoints, the folder of a seed above that, or the whole where it has one seed.
@@ -23,6 +23,7 @@ from shared.types import Arrays
 if TYPE_CHECKING:
     from shared.export import Comparison, Written
     from shared.export_metadata import Network
+    from shared.networks import Networks
 
 CAMPAIGN = "campaign.json"
 SALIENCY = "saliency"
@@ -34,8 +35,18 @@ class Exported:
 
     campaign: str
     network: Network
-    round: int
+    state: str
+    """After which round, or of which release, in words."""
     written: Written
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trained:
+    """Networks with their weights, and where these are from."""
+
+    campaign: CampaignConfig
+    networks: Networks
+    state: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,45 +58,76 @@ class ExportedGenerator:
     """Those that the run trained; the others stay as the campaign started them."""
 
 
-def export_run(run_dir: Path, path: Path, network: Network = "recogniser") -> Exported:
-    """Write the network of the last finished round of `run_dir` to `path`.
+def export_network(source: Path, path: Path, network: Network = "recogniser") -> Exported:
+    """Write the network of the last finished round of a run folder, or of a release file, to `path`.
 
-    Raises DataError for a folder without a campaign or a finished round and for a damaged checkpoint, RefusedError for
-    a checkpoint of another campaign, ConfigError for a `path` that cannot be written, for an enhancer that the campaign
-    does not have or that needs more than an image, for a run of a generator alone, and where ONNX is not installed.
+    Raises DataError for a folder without a campaign or a finished round and for a damaged checkpoint or release,
+    RefusedError for a checkpoint of another campaign, ConfigError for a `path` that cannot be written, for an enhancer
+    that the campaign does not have or that needs more than an image, for a run of a generator alone, and where ONNX is
+    not installed.
     """
     from shared.export import export_enhancer, export_recogniser
+
+    trained = _of_release(source) if source.is_file() else _of_run(source, network)
+    if network == "enhancer":
+        written = export_enhancer(trained.networks.enhancer, trained.campaign, path)
+    else:
+        written = export_recogniser(trained.networks.recogniser, trained.campaign, path)
+    return Exported(trained.campaign.name, network, trained.state, written)
+
+
+def export_bundle(source: Path, folder: Path) -> tuple[str, ...]:
+    """Write a release as a MONAI bundle to a new `folder`; returns what stands in it.
+
+    Raises ConfigError for a run folder (a bundle tells what only a release knows) and for a folder that is there.
+    """
+    from shared.export_bundle import write_bundle
+    from shared.release import read_release
+
+    if not source.is_file():
+        raise ConfigError("a bundle is made of a release: wardround-coordinator release DIR RUN_DIR OUT comes first")
+    trained = _of_release(source)
+    return write_bundle(folder, read_release(source), trained.networks, trained.campaign)
+
+
+def _of_run(run_dir: Path, network: Network) -> Trained:
     from shared.networks import build_networks
     from shared.weights import load_arrays
 
-    folder = _folder(run_dir)
+    folder = run_folder(run_dir)
     campaign = load_campaign(folder / CAMPAIGN)
     if campaign.phases and "train" not in campaign.phases:
         raise ConfigError(f"the run trained a generator of images and no {network}; export it with --network generator")
-    checkpoint = load_latest(folder / CHECKPOINTS, _agreed_digest(folder, campaign))
+    checkpoint = load_latest(folder / CHECKPOINTS, agreed_digest(folder, campaign))
     if checkpoint is None:
         raise DataError("the run has no checkpoint yet; export it after its first round")
     networks = build_networks(campaign)
     load_arrays(networks, checkpoint.state.weights)
-    if network == "enhancer":
-        written = export_enhancer(networks.enhancer, campaign, path)
-    else:
-        written = export_recogniser(networks.recogniser, campaign, path)
-    return Exported(campaign.name, network, checkpoint.state.round, written)
+    return Trained(campaign, networks, f"after round {checkpoint.state.round}")
+
+
+def _of_release(path: Path) -> Trained:
+    """Whoever exports a release has its file; that it is whole is checked, who signed it is for sites to check."""
+    from shared.export_bundle import networks_of
+    from shared.release import CAMPAIGN, WEIGHTS, read_release
+
+    release = read_release(path)
+    campaign, networks = networks_of(release.files[CAMPAIGN], release.files[WEIGHTS])
+    return Trained(campaign, networks, f"of the release {release.manifest.name} v{release.manifest.version}")
 
 
 def export_generator(run_dir: Path, path: Path) -> ExportedGenerator:
     """Write what the generator's phases of a run have trained to `path`, a safetensors file for generate.start.
 
-    Raises DataError and RefusedError as `export_run` does, and for phases that are not over; ConfigError for a campaign
-    that trained no generator and a `path` that cannot be written.
+    Raises DataError and RefusedError as `export_network` does, and for phases that are not over; ConfigError for a
+    campaign that trained no generator and a `path` that cannot be written.
     """
     from safetensors.numpy import save
 
     from shared.export import check_writable, unwritable
 
     check_writable(path)
-    folder = _folder(run_dir)
+    folder = run_folder(run_dir)
     campaign = load_campaign(folder / CAMPAIGN)
     if not campaign.generate.phases:
         raise ConfigError("the run trained no generator; choose the recogniser or the enhancer with --network")
@@ -135,7 +177,7 @@ def _difference_shown(name: str, comparison: Comparison) -> str:
     return f"{shown} (in {share} rounding moved a ReLU across its corner)"
 
 
-def _folder(run_dir: Path) -> Path:
+def run_folder(run_dir: Path) -> Path:
     """The folder with the campaign and its checkpoints."""
     for folder in (run_dir, run_dir / "federation"):
         if (folder / CAMPAIGN).is_file():
@@ -156,7 +198,7 @@ def _folder(run_dir: Path) -> Path:
     return seeds[0] / "federation"
 
 
-def _agreed_digest(folder: Path, campaign: CampaignConfig) -> str:
+def agreed_digest(folder: Path, campaign: CampaignConfig) -> str:
     """As it was when the run began: a newer Wardround may have given the campaign more keys since."""
     if campaign.phases:  # each is a campaign of its own to its checkpoints
         return campaign_digest(campaign.in_phase("train"))

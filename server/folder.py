@@ -2,6 +2,8 @@
 
 coordinator.json   name, host names, port
 ca/ca.crt ca.key   the federation's authority (the key 0600); ca.crt is what a site gets
+ca/release.crt .key            what releases are signed with, from the first release on
+releases/NAME/     every release that was made, as sites get it (server/release.py)
 tls/server.crt .key            sites/NAME.pub   the keys of admitted sites
 superexec.secret               runs/NAME/       one campaign: campaign.json, checkpoints, rounds.jsonl, report
 flower/            Flower's own state (SQLite, homes)          logs/
@@ -16,7 +18,7 @@ from pathlib import Path
 
 from shared.checkpoint import write_atomically
 from shared.errors import ConfigError, DataError
-from shared.trust import certificates, keystore
+from shared.trust import certificates, keystore, signing
 from shared.trust.names import checked_name
 
 DEFAULT_PORT = 8443
@@ -122,6 +124,25 @@ def renew_if_due(coordinator: Coordinator, now: dt.datetime) -> bool:
     if due:
         _issue(coordinator, now)
     return due
+
+
+def release_signer(coordinator: Coordinator, now: dt.datetime) -> certificates.Pair:
+    """What releases are signed with: made when it is first asked for, and anew in its last year, so that a release can
+    be installed for a year or more. Sites notice nothing. Not for two at once (server/release.py holds a lock)."""
+    certificate, key = coordinator.folder / "ca" / "release.crt", coordinator.folder / "ca" / "release.key"
+    authority = certificates.Pair(
+        coordinator.authority.read_bytes(), keystore.read_private(coordinator.folder / "ca" / "ca.key")
+    )
+    if certificate.is_file():  # written last
+        pair = certificates.Pair(certificate.read_bytes(), keystore.read_private(key))
+        if signing.still_signs(authority.certificate, pair, now):
+            return pair
+    certificate.unlink(missing_ok=True)
+    key.unlink(missing_ok=True)
+    pair = signing.create_signer(authority, now)
+    keystore.write_private(key, pair.key)
+    write_atomically(certificate, pair.certificate)
+    return pair
 
 
 def admit(coordinator: Coordinator, site: str, public_key: Path) -> str:

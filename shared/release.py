@@ -96,6 +96,15 @@ def unpack(path: Path) -> ReleaseFile:
     return ReleaseFile(manifest, entries[MANIFEST], entries[SIGNATURE], entries[SIGNER], files)
 
 
+def read_manifest(path: Path) -> Manifest:
+    """The manifest alone, of a file that is here and one's own; raises as `read_release` does."""
+    try:
+        with path.open("rb") as file:
+            return Manifest.from_json(_entry(file, file.read(_LOCAL.size), MANIFEST, {}))
+    except (OSError, struct.error):
+        raise DataError(f"release file {path.name!r} cannot be read; restore it from a backup") from None
+
+
 def check_digests(release: ReleaseFile) -> None:
     """Raises RefusedError naming the first file that has not the size and SHA-256 that the manifest states."""
     for name, data in release.files.items():

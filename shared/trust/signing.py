@@ -16,8 +16,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from shared.errors import DataError, RefusedError
-from shared.trust.certificates import Pair, issue_signer
+from shared.trust.certificates import Pair, days_left, issue_signer
 
+RENEW_SIGNER_DAYS = 365
 _ALGORITHM = ec.ECDSA(hashes.SHA384())
 _AGAIN = "fetch the file from the coordinator again"
 
@@ -32,6 +33,16 @@ def sign(key_pem: bytes, content: bytes) -> bytes:
     key = serialization.load_pem_private_key(key_pem, password=None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
     return key.sign(content, _ALGORITHM)
+
+
+def still_signs(ca_pem: bytes, signer: Pair, now: dt.datetime) -> bool:
+    """Whether what the signer signs now is believed for a year, or for as long as the authority is."""
+    try:
+        verify(ca_pem, signer.certificate, b"", sign(signer.key, b""), now)
+    except (RefusedError, ValueError):
+        return False
+    left = days_left(signer.certificate, now)
+    return left >= min(RENEW_SIGNER_DAYS, days_left(ca_pem, now))
 
 
 def verify(ca_pem: bytes, signer_pem: bytes, content: bytes, signature: bytes, now: dt.datetime) -> None:
