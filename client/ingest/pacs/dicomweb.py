@@ -20,6 +20,7 @@ from client.ingest.pacs.source import (
     FoundStudy,
     Sent,
     TransferError,
+    check_uid,
     is_uid,
     same_word,
     spoken,
@@ -73,7 +74,7 @@ class DicomwebSource:
         return tuple(found)
 
     def fetch(self, study_uid: str, folder: Path) -> Fetched:
-        assert is_uid(study_uid), "a study is named by its UID"
+        check_uid(study_uid)
         intake = Intake(study_uid, folder, self._pacs.most_files, self._pacs.most_bytes)
         accept = 'multipart/related; type="application/dicom"; transfer-syntax=*'
         try:

@@ -43,6 +43,7 @@ from client.ingest.pacs.source import (
     FoundStudy,
     Sent,
     TransferError,
+    check_uid,
     is_uid,
     same_word,
     spoken,
@@ -97,7 +98,7 @@ class DimseSource:
         return tuple(found)
 
     def fetch(self, study_uid: str, folder: Path) -> Fetched:
-        assert is_uid(study_uid), "a study is named by its UID"
+        check_uid(study_uid)
         intake = Intake(study_uid, folder, self._pacs.most_files, self._pacs.most_bytes)
         trouble: list[WardroundError] = []
         store = _storing(intake, trouble)

@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
-from shared.errors import PeerError, RefusedError, WardroundError
+from shared.errors import ConfigError, PeerError, RefusedError, WardroundError
 
 MOST_STUDIES = 100_000
 """Of one query; more is refused, not cut off."""
@@ -138,6 +138,12 @@ def spoken(failure: Failure, where: str) -> WardroundError:
 def is_uid(text: str) -> bool:
     """PS3.5 9.1, without the rule on leading zeros, which scanners break."""
     return 0 < len(text) <= 64 and _UID.fullmatch(text) is not None
+
+
+def check_uid(text: str) -> None:
+    """ConfigError for what names no study; it is not repeated, for it may be a name of another kind."""
+    if not is_uid(text):
+        raise ConfigError("a study is named by its Study Instance UID: digits and dots, 64 at most")
 
 
 def same_word(asked: str, told: str) -> bool:
