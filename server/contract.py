@@ -76,7 +76,7 @@ def moments(value: Any) -> bool:
 
 
 def kind_of_study(value: Any) -> bool:
-    return text(value) and value in ("enhancement", "recognition", "generation")
+    return text(value) and value in ("enhancement", "recognition", "generation", "personalise")
 
 
 def look(value: Any) -> bool:
@@ -116,6 +116,9 @@ _ROW_MORE: Mapping[str, Kind] = {
     **dict.fromkeys(("steps", "guidance", "task_weight"), figure),
     **dict.fromkeys(("box", "balance"), optional(truth)),
     **dict.fromkeys(("relative", "data_consistency", "saliency"), optional(truth)),
+    **dict.fromkeys(("release", "judged", "old_degradation", "new_degradation", "loss", "steer"), optional(text)),
+    **dict.fromkeys(("tgd_form", "tgd_first_layer"), optional(text)),
+    **dict.fromkeys(("studies", "blocks", "tgd_phi", "adapt_steps", "adapt_rate"), figure),
 }
 _CLAIM: Mapping[str, Kind] = {"claim": text, "value": number, "target": number, "holds": truth}
 _CLAIM_MORE: Mapping[str, Kind] = {

@@ -19,6 +19,7 @@ from server.generation.page import context as generation_page
 from server.generator import generator_section, generator_tiles, generator_words, total, trained_rounds
 from server.labels import label_section
 from server.looks import diagnoses_shown, features_shown
+from server.personal.page import context as personal_page
 from server.recognition.page import context as recognition_page
 from server.sheet import data_table
 from server.study.page import context as study_page
@@ -47,6 +48,7 @@ _STUDIES = {
     "enhancement": ("study.html", study_page),
     "recognition": ("recognition.html", recognition_page),
     "generation": ("generation.html", generation_page),
+    "personalise": ("personal.html", personal_page),
 }
 """Template and context of each kind of study."""
 

@@ -2,8 +2,8 @@
 
 python -m simulation.results --title "Foundation" --out docs/results/foundation.md runs/demo runs/hippocampus
 
-The report of a study (experiment=enhancement, recognition, generation) also has pictures: they go to the folder
-`images` beside that of the page, named after the page.
+The report of a study (experiment=enhancement, recognition, generation, personalise) also has pictures: they go to the
+folder `images` beside that of the page, named after the page.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from shared.errors import DataError, WardroundError
 from simulation.study.document import READING, document
 from simulation.study.generation_document import READING as READING_GENERATION
 from simulation.study.generation_document import generation_document
+from simulation.study.personal_document import READING as READING_PERSONAL
+from simulation.study.personal_document import personal_document
 from simulation.study.recognition_document import READING as READING_RECOGNITION
 from simulation.study.recognition_document import recognition_document
 
@@ -30,6 +32,7 @@ _STUDIES = {
     "enhancement": (READING, document),
     "recognition": (READING_RECOGNITION, recognition_document),
     "generation": (READING_GENERATION, generation_document),
+    "personalise": (READING_PERSONAL, personal_document),
 }
 
 

@@ -24,6 +24,8 @@ class Curve:
     highs: tuple[float, ...] = ()
     """Ends of the band; empty where there is none."""
     dashed: bool = False
+    points: bool = False
+    """No line between them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ def draw(panel: Panel, axes: Axes) -> None:
     for curve in panel.curves:
         (line,) = axes.plot(curve.xs, curve.ys, color=curve.colour, label=curve.name, linewidth=1.6)
         line.set(marker=curve.marker, markersize=3.8, linestyle="--" if curve.dashed else "-")
+        if curve.points:
+            line.set(linestyle="none", markersize=6)
         if curve.lows and not all(map(math.isnan, curve.lows)):
             axes.fill_between(curve.xs, curve.lows, curve.highs, color=curve.colour, alpha=0.14, linewidth=0)
     if panel.logarithmic:

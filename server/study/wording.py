@@ -45,9 +45,16 @@ _GENERATION = {
     "refused": Shown("refused, share of sites", "where the guard refuses the generator", 2),
     "images_per_s": Shown("images per s", "drawn, all guards left out", 1),
 }  # fmt: skip
+_PERSONAL = {
+    "trained_share": Shown("weights moved, share", "of the enhancer's weights, those that the adaptation has moved"),
+    "phi": Shown("phi", "kernels that score below it were retrained", 2),
+    "lesion_bias": Shown("lesion bias", "mean of enhanced lesions over acquisitions, off their true mean", 2, "%"),
+    "noise_cov": Shown("noise", "spread of an organ's pixels over acquisitions, of its mean", 2, "%", False),
+}
 SHOWN: Mapping[str, Shown] = {
     **_RECOGNITION,
     **_GENERATION,
+    **_PERSONAL,
     **METRICS,
     "judge_accuracy": Shown("judge accuracy", "accuracy of an independent recogniser, trained on clean images only"),
     **{
@@ -66,7 +73,7 @@ SHOWN: Mapping[str, Shown] = {
 }
 NEUTRAL = ("gate_open_rate", "mean_cosine", "added_share", "bytes_up", "feature_rank", "pseudo_offered",
            "pseudo_accept_rate", "pseudo_accepted", "images", "real_dice", "real_distance", "refused",
-           "rejected_share")  # fmt: skip
+           "rejected_share", "trained_share", "phi", "lesion_bias")  # fmt: skip
 """Neither more nor less of these is better."""
 COLOURS: Mapping[str, str] = {
     "gradprom": "#3b74e0",

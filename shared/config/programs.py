@@ -115,15 +115,19 @@ class TableConfig:
     seeds: tuple[int, ...] = ()
     """Empty: those of the budget."""
     unseen: str = ""
-    """Name of a site whose patients nobody trains on; the models are tested on them as on all others'."""
+    """Name of a site whose patients nobody trains on; the models are tested on them as on all others'. Of a study of
+    personalisation: the hospital that a release is adapted to."""
     downstream: bool = False
     """Judge with four downstream networks, on degraded, enhanced and enhanced clean images."""
     quick: tuple[str, ...] = ()
     """What budget=quick runs of the table, instead of `vary` and `also`; a study with such a table runs no others
     then."""
-    figures: Literal["recogniser", "generator", "draws"] = "recogniser"
+    figures: Literal["recogniser", "generator", "draws", "quality", "orders", "online"] = "recogniser"
     """Of a generation study. recogniser: what it recognises; generator: losses, quality and guards of a generator;
-    draws: quality and speed alone. `setting` is that of the recogniser or of the generator."""
+    draws: quality and speed alone. `setting` is that of the recogniser or of the generator.
+    Of a study of personalisation. quality: of images of the new and of the old scanners; orders: with it the bias of
+    lesions and the noise over many acquisitions; online: of single studies, each adapted to on its own. `setting` is
+    that of the release."""
     generator: Literal["none", "federated", "pooled", "local"] = "none"
     """In which setting the generator is trained that draws for a recogniser with augment=emit-diff."""
     site: str = ""
@@ -136,7 +140,7 @@ class TableConfig:
 class StudyConfig:
     """A grid of cells, most informative first; every cell's result is kept."""
 
-    kind: Literal["enhancement", "recognition", "generation"] = "enhancement"
+    kind: Literal["enhancement", "recognition", "generation", "personalise"] = "enhancement"
     """What the cells' figures are about: which claims are made of them, and how they are shown."""
     tables: tuple[TableConfig, ...]
     common: tuple[str, ...] = ()

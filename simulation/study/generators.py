@@ -184,12 +184,12 @@ def write_kept(folder: Path, key: str, arrays: Arrays, records: Sequence[Mapping
     write_atomically(folder / f"{key}.json", json.dumps(sheet).encode())
 
 
-def read_kept(folder: Path, key: str) -> KeptGenerator | None:
-    """None where there is none; raises DataError for one that was changed or cannot be read."""
+def read_kept(folder: Path, key: str, what: str = "generator") -> KeptGenerator | None:
+    """None where there is none; raises DataError for one that was changed or cannot be read. `what` it is, in words."""
     path = folder / f"{key}.safetensors"
     if not (folder / f"{key}.json").is_file():
         return None
-    damaged = DataError(f"the kept generator {key} is damaged; remove generators/{key}.json and run again")
+    damaged = DataError(f"the kept {what} {key} is damaged; remove {what}s/{key}.json and run again")
     try:
         sheet = json.loads((folder / f"{key}.json").read_text())
         records, seconds, digest = sheet["records"], float(sheet["seconds"]), sheet["sha256"]

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from shared.config import (
 )
 from shared.errors import ConfigError
 from simulation.hospitals.cohort import hospitals_of
+from simulation.study.personal_plan import Personal, is_personal, personal_of
 
 REAL = ("hippocampus", "pneumonia", "totalseg", "store")
 """Kinds of data that are read from a folder."""
@@ -49,6 +51,8 @@ class Cell:
     generator: str = "none"
     site: str = ""
     images: int = 0
+    personal: Personal | None = None
+    """Of a study of personalisation."""
 
     @property
     def missing(self) -> str | None:
@@ -103,7 +107,10 @@ def common_of(table: TableConfig, study: StudyConfig, budget: str) -> list[str]:
 def _of_table(table: TableConfig, study: StudyConfig, budget: str) -> Iterator[Cell]:
     common = common_of(table, study, budget)
     combinations = [" ".join(parts) for parts in itertools.product(*table.vary)] if table.vary else []
-    loaded = [(words, _load(table.name, common, words, study.roots, budget)) for words in (*combinations, *table.also)]
+    loaded = [
+        (words, _load(table.name, common, words, study.roots, budget, study.kind))
+        for words in (*combinations, *table.also)
+    ]
     if not loaded:
         raise ConfigError(f"table {table.name!r} of the study has no cell; give it vary or also")
     for _, config in loaded:
@@ -113,6 +120,9 @@ def _of_table(table: TableConfig, study: StudyConfig, budget: str) -> Iterator[C
         for words, config in loaded:
             seeded = replace(config, seeds=(seed,), campaign=replace(config.campaign, seed=seed))
             generation = _of_generation(table, seeded) if study.kind == "generation" else {}
+            if study.kind == "personalise":
+                yield _personal_cell(table, seeded, common, split_words(words))
+                continue
             yield Cell(
                 (table.name,),
                 table.setting,
@@ -131,6 +141,10 @@ def _of_table(table: TableConfig, study: StudyConfig, budget: str) -> Iterator[C
 def _of_generation(table: TableConfig, config: SimulationConfig) -> dict[str, Any]:
     """What only cells of a generation study have. Raises ConfigError for one that cannot be."""
     campaign = config.campaign
+    if table.figures not in ("recogniser", "generator", "draws"):
+        raise ConfigError(
+            f"table {table.name!r} of the study: figures={table.figures} is of a study of personalisation"
+        )
     draws = table.figures == "recogniser" and campaign.augment.generated
     if (table.figures != "recogniser" or draws) and not campaign.generate.on:
         raise ConfigError(f"table {table.name!r} of the study needs a generator: add generate=emit-diff")
@@ -144,6 +158,27 @@ def _of_generation(table: TableConfig, config: SimulationConfig) -> dict[str, An
     return {"figures": table.figures, "generator": generator, "site": table.site, "images": judged}
 
 
+def _personal_cell(table: TableConfig, config: SimulationConfig, common: list[str], varied: tuple[str, ...]) -> Cell:
+    """Raises ConfigError for an adaptation that cannot be."""
+    overrides = (*common, *varied)
+    personal = personal_of(table, overrides, config)
+    what = {**personal.key, "figures": table.figures}
+    return Cell(
+        (table.name,),
+        table.setting,
+        config.campaign.seed,
+        overrides,
+        varied,
+        False,
+        config,
+        key_of(config, table.setting, downstream=False, unseen=table.unseen, **what),
+        table.unseen,
+        "personalise",
+        table.figures,
+        personal=personal,
+    )
+
+
 def _check_sites(table: TableConfig, kind: str, config: SimulationConfig) -> None:
     """Raises ConfigError for a site that is named and is not there: before hours of cells, not in the midst of them."""
     if kind == "generation" and table.setting == "untrained":
@@ -151,10 +186,11 @@ def _check_sites(table: TableConfig, kind: str, config: SimulationConfig) -> Non
     if config.campaign.data.kind == "store":  # which sites it has stands in its folder
         return
     sites = [hospital.name for hospital in hospitals_of(config)]
-    if table.unseen and (kind != "recognition" or table.unseen not in sites or len(sites) < 2):
+    of_kind = kind in ("recognition", "personalise")
+    if table.unseen and (not of_kind or table.unseen not in sites or len(sites) < 2):
         raise ConfigError(
             f"table {table.name!r} of the study: unseen={table.unseen!r} must be one of two sites or more "
-            f"({', '.join(sites)}) of a study of kind recognition"
+            f"({', '.join(sites)}) of a study of kind recognition or personalise"
         )
     if table.site and (kind != "generation" or table.setting != "local" or table.site not in sites):
         raise ConfigError(
@@ -168,13 +204,17 @@ def split_words(words: str) -> tuple[str, ...]:
     return tuple(match[0] for match in re.finditer(r"(?:\[[^\]]*\]|\{[^}]*\}|'[^']*'|\"[^\"]*\"|[^\s])+", words))
 
 
-def _load(table: str, common: list[str], words: str, roots: Mapping[str, str | None], budget: str) -> SimulationConfig:
+def _load(
+    table: str, common: list[str], words: str, roots: Mapping[str, str | None], budget: str, kind: str
+) -> SimulationConfig:
     overrides = [*common, *split_words(words)]
+    if kind == "personalise":  # how it is adapted and to what is read apart
+        overrides = [each for each in overrides if not is_personal(each)]
     for override in overrides:
         if override.lstrip("+~").partition("=")[0].startswith(_NOT_A_CELLS):
             raise ConfigError(f"table {table!r} of the study: {override!r} is for the whole study, not for a cell")
     try:
-        config = load("simulation", [*overrides, f"budget={budget}"], SimulationConfig)
+        config = _composed((*overrides, f"budget={budget}"))
     except ConfigError as error:
         raise ConfigError(f"table {table!r} of the study, {words or 'common'!r}: {error}") from None
     data, cross = config.campaign.data, config.cross
@@ -185,12 +225,16 @@ def _load(table: str, common: list[str], words: str, roots: Mapping[str, str | N
     return config
 
 
+@lru_cache
+def _composed(overrides: tuple[str, ...]) -> SimulationConfig:
+    """Composing takes long, and many adaptations begin with one release."""
+    return load("simulation", overrides, SimulationConfig)
+
+
 _NOT_A_CELLS = ("budget", "run_dir", "fresh", "experiment", "study", "machine")
 
 
-def key_of(
-    config: SimulationConfig, setting: str, *, downstream: bool, unseen: str = "", **generation: str | int
-) -> str:
+def key_of(config: SimulationConfig, setting: str, *, downstream: bool, unseen: str = "", **more: Any) -> str:
     """Digest of what the cell's figures follow from: not where its folders lie, nor how it is run."""
     values = to_dict(config)
     kept = {name: values[name] for name in ("campaign", "hospitals", "cross", "sites")}
@@ -209,10 +253,10 @@ def key_of(
     for data in (kept["campaign"]["data"], *([kept["cross"]["data"]] if kept["cross"] else [])):
         if not data["labels"]:
             del data["labels"]
-    if generation and generation["generator"] == "none":  # whatever stands there, it draws nothing
+    if more.get("generator") == "none":  # whatever stands there, it draws nothing
         kept["campaign"].pop("generate", None)
     for place in ("hed_weights", "text_encoder", "start") if "generate" in kept["campaign"] else ():
         del kept["campaign"]["generate"][place]
-    what: list[Any] = [kept, setting, downstream, *([unseen] if unseen else []), *([generation] if generation else [])]
+    what: list[Any] = [kept, setting, downstream, *([unseen] if unseen else []), *([more] if more else [])]
     text = json.dumps(what, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:24]

@@ -32,6 +32,8 @@ from simulation.study.claims import claims_of as enhancement_claims
 from simulation.study.generation import claims_of as generation_claims
 from simulation.study.generation_cells import generation_conditions, run_generation_cell
 from simulation.study.grid import Cell, common_of, planned, tables_of, with_roots
+from simulation.study.personal_cells import personal_conditions, run_personal_cell
+from simulation.study.personal_claims import claims_of as personal_claims
 from simulation.study.recognisers import recognition_conditions, run_recogniser_cell
 from simulation.study.recognition import claims_of as recognition_claims
 
@@ -40,11 +42,17 @@ ROOMS = ("client", "server", "shared", "simulation")
 PAGES = (
     *("server/study", "server/recognition", "server/generation/", "server/report", "simulation/study/document"),
     *("simulation/study/markdown", "simulation/study/claims", "simulation/study/recognition", "simulation/bench"),
-    *("simulation/study/generation.py", "simulation/study/generation_document"),
+    *("simulation/study/generation.py", "simulation/study/generation_document", "server/personal/"),
+    *("simulation/study/personal_claims", "simulation/study/personal_document"),
 )
 """Code that shows figures, or measures time; all other code may decide them."""
 
-_CLAIMS = {"enhancement": enhancement_claims, "recognition": recognition_claims, "generation": generation_claims}
+_CLAIMS = {
+    "enhancement": enhancement_claims,
+    "recognition": recognition_claims,
+    "generation": generation_claims,
+    "personalise": personal_claims,
+}
 
 
 def run_study(config: SimulationConfig, console: Console) -> Path:
@@ -112,7 +120,11 @@ def _one(cell: Cell, place: str, folder: Path, config: SimulationConfig, console
 
 
 def _run_of(cell: Cell) -> Callable[[Cell, Path, MachineConfig, Say], Result]:
-    runs = {"recognition": run_recogniser_cell, "generation": run_generation_cell}
+    runs = {
+        "recognition": run_recogniser_cell,
+        "generation": run_generation_cell,
+        "personalise": run_personal_cell,
+    }
     return runs.get(cell.kind, run_cell)
 
 
@@ -126,6 +138,9 @@ def _finite_json(values: Mapping[str, Any]) -> bytes:
 
 def _shown(rows: Sequence[Mapping[str, Any]]) -> str:
     of_model = [row for row in rows if row["split"] == "test" and row["setting"] not in ("degraded", "clean")]
+    if any("domain" in row for row in of_model) and all(row.get("domain") in ("new", "old") for row in of_model):
+        of_all = [row for row in of_model if row["test_site"] == "all"]
+        return ", ".join(f"{row['domain']} psnr_db {row['psnr_db']:.2f}" for row in of_all)
     of_model.sort(key=lambda row: (row["site"] != "all", row["test_site"] != "all"))  # the row over everybody first
     keys = ("psnr_db", "dice", "accuracy", "judge_dice", "judge_accuracy", "mask_dice", "real_dice", "denoiser_loss")
     return ", ".join(f"{key} {of_model[0][key]:.3f}" for key in keys if key in of_model[0])
@@ -222,7 +237,11 @@ def write_study(folder: Path, config: SimulationConfig, cells: Sequence[Cell]) -
 
 
 def labels_anew(cell: Cell) -> dict[str, Any]:
-    words = {"recognition": recognition_conditions, "generation": generation_conditions}
+    words = {
+        "recognition": recognition_conditions,
+        "generation": generation_conditions,
+        "personalise": personal_conditions,
+    }
     return {**conditions(cell), **(words[cell.kind](cell) if cell.kind in words else {})}
 
 
