@@ -120,6 +120,7 @@ def _describe(ds: Dataset, source: Dataset, release: InUse, now: dt.datetime) ->
     references.SourceImageSequence = Items([_source_image(source)])
     if frames:
         _describe_frames(ds, references, kind)
+        ds.SourceImageEvidenceSequence = Items([_evidence(source)])
     else:
         for element in references:
             ds.add(element)
@@ -146,6 +147,15 @@ def _source_image(source: Dataset) -> Dataset:
     item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = source.SOPClassUID, source.SOPInstanceUID
     item.PurposeOfReferenceCodeSequence = Items([_coded(codes.cid7202.SourceImageForImageProcessingOperation)])
     return item
+
+
+def _evidence(source: Dataset) -> Dataset:
+    """Study, series and instance of the source, as multi-frame images list what they refer to (C.8.13.1)."""
+    instance, series, study = Dataset(), Dataset(), Dataset()
+    instance.ReferencedSOPClassUID, instance.ReferencedSOPInstanceUID = source.SOPClassUID, source.SOPInstanceUID
+    series.SeriesInstanceUID, series.ReferencedSOPSequence = source.SeriesInstanceUID, Items([instance])
+    study.StudyInstanceUID, study.ReferencedSeriesSequence = source.StudyInstanceUID, Items([series])
+    return study
 
 
 def _equipment(release: InUse, now: dt.datetime) -> Dataset:

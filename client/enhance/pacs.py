@@ -17,6 +17,7 @@ def fetched(site: SiteFolder, study_uid: str) -> Iterator[Path]:
     from client.ingest.pacs import source_of
 
     pacs = source_of(site)
+    pacs.echo()  # a PACS that is away, or does not want us, says so with host and port before a folder is made
     with tempfile.TemporaryDirectory(prefix=".fetched-", dir=site.folder) as name:
         got = pacs.fetch(study_uid, Path(name))
         if not got.files:

@@ -43,45 +43,64 @@ def segmentation(
     mask_FHW: npt.NDArray[np.uint8],
     series: Series,
     release: InUse,
-) -> Dataset:
+) -> Dataset | None:
     """BINARY segments numbered as the campaign's codes; `images` are the derived ones, in the order of the frames.
 
     A segment of which nothing was found stays declared. Pixels are not read from `images`.
+    None where the images have no frame of reference that a SEG of several frames could be placed in.
     """
     import highdicom as hd
 
-    with silent():
-        identification = hd.AlgorithmIdentificationSequence(
-            name=f"Wardround {release.name}"[:MOST_LO],
-            family=_codes().cid7162.ArtificialIntelligence,
-            version=f"v{release.version}, wardround {version('wardround')}"[:MOST_LO],
-            source=MANUFACTURER,
-            parameters={"release_sha256": release.digest, "personalised": release.personal or "no"},
-        )
-        seg: Dataset = hd.seg.Segmentation(
-            source_images=list(images),
-            pixel_array=mask_FHW,
-            segmentation_type="BINARY",
-            segment_descriptions=[
-                _description(hd, number, name, identification)
-                for number, name in enumerate(release.campaign.masks, start=1)
-            ],
-            series_instance_uid=new_uid(),
-            series_number=series.number + 1000,
-            sop_instance_uid=new_uid(),
-            instance_number=1,
-            manufacturer=MANUFACTURER,
-            manufacturer_model_name="wardround-site enhance",
-            software_versions=version("wardround"),
-            device_serial_number=release.digest[:16],
-            content_label="MASKS",
-            content_description="Masks found in the enhanced images. Research only."[:MOST_LO],
-            series_description=f"Masks {release.name} v{release.version}, research only"[:MOST_LO],
-            content_date=f"{series.now:%Y%m%d}",
-            content_time=f"{series.now:%H%M%S}",
-            further_source_images=list(sources),
-        )
+    try:
+        with silent():
+            seg = _built(hd, images, sources, mask_FHW, series, release)
+    except (ValueError, AttributeError, TypeError, LookupError):  # highdicom, on what the source does not say
+        return None
+    if "FrameOfReferenceUID" not in images[0]:
+        # C.7.6.1: without a plane orientation the general image module asks for it, and knows it empty.
+        seg.PatientOrientation = images[0].get("PatientOrientation") or ""
     return seg
+
+
+def _built(
+    hd: Any,
+    images: Sequence[Dataset],
+    sources: Sequence[Dataset],
+    mask_FHW: npt.NDArray[np.uint8],
+    series: Series,
+    release: InUse,
+) -> Dataset:
+    identification = hd.AlgorithmIdentificationSequence(
+        name=f"Wardround {release.name}"[:MOST_LO],
+        family=_codes().cid7162.ArtificialIntelligence,
+        version=f"v{release.version}, wardround {version('wardround')}"[:MOST_LO],
+        source=MANUFACTURER,
+        parameters={"release_sha256": release.digest, "personalised": release.personal or "no"},
+    )
+    built: Dataset = hd.seg.Segmentation(
+        source_images=list(images),
+        pixel_array=mask_FHW,
+        segmentation_type="BINARY",
+        segment_descriptions=[
+            _description(hd, number, name, identification)
+            for number, name in enumerate(release.campaign.masks, start=1)
+        ],
+        series_instance_uid=new_uid(),
+        series_number=series.number + 1000,
+        sop_instance_uid=new_uid(),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name="wardround-site enhance",
+        software_versions=version("wardround"),
+        device_serial_number=release.digest[:16],
+        content_label="MASKS",
+        content_description="Masks found in the enhanced images. Research only."[:MOST_LO],
+        series_description=f"Masks {release.name} v{release.version}, research only"[:MOST_LO],
+        content_date=f"{series.now:%Y%m%d}",
+        content_time=f"{series.now:%H%M%S}",
+        further_source_images=list(sources),
+    )
+    return built
 
 
 def codes_of(name: str) -> tuple[Any, Any]:

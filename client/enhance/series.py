@@ -298,9 +298,9 @@ def _finished(work: _Work) -> Enhanced:
     if running.masks:
         series = replace(work.series, number=int(running.heads[0].SeriesNumber))
         seg = segmentation(running.heads, running.sources, np.concatenate(running.masks), series, release)
-        path = work.place / "SEG.dcm"
-        save(seg, path)
-        running.files.append(path)
+        if seg is not None:
+            save(seg, work.place / "SEG.dcm")
+            running.files.append(work.place / "SEG.dcm")
     running.seconds["encode"] += time.perf_counter() - started
     diagnosis = None
     if running.probabilities:

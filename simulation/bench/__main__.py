@@ -22,6 +22,7 @@ BENCHES = {
     "simulate": "simulation.bench.simulate",
     "aggregate": "simulation.bench.aggregate",
     "ingest": "simulation.bench.ingest",
+    "enhance": "simulation.bench.enhance",
 }
 COLUMNS = ("bench", "case", "ours", "rival", "ratio", "target", "holds")
 

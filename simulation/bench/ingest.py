@@ -58,7 +58,7 @@ def _case(hospital: Hospital) -> Case:
     images = hospital.series * hospital.slices
     with tempfile.TemporaryDirectory() as name:
         source, store = Path(name) / "source", Path(name) / "store"
-        folders = [_write_series(source, hospital, number) for number in range(hospital.series)]
+        folders = [write_series(source, hospital, number) for number in range(hospital.series)]
         started = time.perf_counter()
         report = ingest(source, store, data, secret=bytes(32), mask_codes={}, diagnosis_codes={})
         first_pass_s = time.perf_counter() - started
@@ -112,7 +112,7 @@ def _monai_reader(folders: list[Path], images: int, size: int) -> Callable[[], f
     return read
 
 
-def _write_series(root: Path, hospital: Hospital, number: int) -> Path:
+def write_series(root: Path, hospital: Hospital, number: int) -> Path:
     """CT-like slices: smooth anatomy and noise, so that a compressed one has something to decode."""
     folder = root / f"series-{number:03d}"
     folder.mkdir(parents=True)

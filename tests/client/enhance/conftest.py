@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
 from safetensors.numpy import save
 from torch import nn
 
@@ -23,7 +24,6 @@ from shared.config import CampaignConfig
 from shared.networks import Networks, build_networks
 from shared.weights import to_arrays
 from tests.client.ingest.conftest import ROOT
-from tests.client.ingest.conftest import save as save_dicom
 
 NOW = dt.datetime(2026, 11, 22, 10, 11, 12, tzinfo=dt.UTC)
 BINS = {"bins": [{"count": 40, "confidence": 0.1 * i + 0.05, "correct": 0.1 * i} for i in range(10)]}
@@ -93,6 +93,7 @@ def image(index: int, stored: np.ndarray, *, series: str = "1", modality: str = 
     ds.StudyInstanceUID, ds.SeriesInstanceUID = f"{ROOT}9.77", f"{ROOT}9.{series}.99"
     ds.FrameOfReferenceUID, ds.PositionReferenceIndicator = f"{ROOT}9.88", ""
     ds.PatientName, ds.PatientID, ds.PatientBirthDate, ds.PatientSex = "Quillfeather^Ottoline", "MRN-7", "19430917", "F"
+    ds.BodyPartExamined = "ABDOMEN"
     ds.StudyDate, ds.StudyTime, ds.StudyID, ds.AccessionNumber = "20230314", "081233", "S1", "ACC55"
     ds.ReferringPhysicianName, ds.Manufacturer = "", "Acme"
     ds.ContentDate, ds.ContentTime = "20230314", "081233"
@@ -118,6 +119,14 @@ def image(index: int, stored: np.ndarray, *, series: str = "1", modality: str = 
     if "BitsStored" in values:
         ds.HighBit = ds.BitsStored - 1
     return ds
+
+
+def save_dicom(ds: Dataset, path: Path, syntax: str = ExplicitVRLittleEndian) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = syntax
+    ds.save_as(path, enforce_file_format=True)
+    return path
 
 
 def ct_slices(count: int = 3, side: int = 32, seed: int = 0) -> list[np.ndarray]:
