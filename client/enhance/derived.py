@@ -33,6 +33,8 @@ STALE = (
     *("HistogramSequence", "DataSetTrailingPadding", "PixelDataProviderURL", "PixelData", "StorageMediaFileSetUID"),
     *("ExtendedOffsetTable", "ExtendedOffsetTableLengths", "LengthToEnd", "OriginalAttributesSequence"),
 )
+FRAMES = tuple(f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("2.1", "2.2", "4.1", "4.4", "128.1"))
+"""Multi-frame images with functional groups."""
 IMPLEMENTATION = "2.25.257180351310936837428917326510482736465"
 MOST_LO, MOST_ST = 64, 1024
 
@@ -57,7 +59,10 @@ def derived(decoded: Decoded, stored_FHWC: npt.NDArray[Any], series: Series, rel
     """The whole dataset with file meta information, Explicit VR Little Endian, uncompressed."""
     source = decoded.dataset
     with silent():
-        ds = copy.deepcopy(source)
+        # Element by element into a new dataset: one that remembers its byte order cannot be written in another.
+        ds = Dataset()
+        for element in source:
+            ds.add(copy.deepcopy(element))
         _drop_stale(ds)
         if source.original_encoding[1] is False:
             _swap_words(ds)
@@ -113,7 +118,7 @@ def _describe(ds: Dataset, source: Dataset, release: InUse, now: dt.datetime) ->
     kind = [str(word) for word in _values(source.get("ImageType"))]
     frames = "SharedFunctionalGroupsSequence" in ds
     # Made after the examination from its images (C.7.6.1.1.2); functional groups know PRIMARY alone (C.8.16.1.2).
-    ds.ImageType = ["DERIVED", "PRIMARY" if frames else "SECONDARY", *kind[2:]]
+    ds.ImageType = ["DERIVED", "PRIMARY" if text(ds, "SOPClassUID") in FRAMES else "SECONDARY", *kind[2:]]
     references = Dataset()
     references.DerivationDescription = f"Enhanced by Wardround, {release.words}. Research only."[:MOST_ST]
     references.DerivationCodeSequence = Items([_coded(codes.DCM.Smoothing)])
