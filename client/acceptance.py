@@ -13,9 +13,11 @@ Counts, sums and sums of squares, without quantiles; they ride on the closing ev
                                                per patient with a diagnosis: bin b of ten over the top probability
     describe.<name>                            per image as it came in (shared.images.descriptors)
 
-A figure of fewer than LEAST_PATIENTS patients does not leave: it would tell about them. Bins of the calibration with
-fewer are put together with their neighbours until they hold as many; the expected calibration error over bins that were
-put together is at most that over the bins apart. Without an enhancer calibration and descriptions are left.
+A figure over all of the site's test images, masks or diagnoses leaves, as the evaluation's own of the same images do.
+One over a part of them (a mask's class, lesions, false positives, a bin), or that describes them, would tell about
+single patients: of fewer than LEAST_PATIENTS it stays here. Bins of the calibration with fewer are put together with
+their neighbours until they hold as many; the expected calibration error over bins that were put together is at most
+that over the bins apart. Without an enhancer calibration and descriptions are left.
 """
 
 from __future__ import annotations
@@ -47,6 +49,12 @@ LEAST_PATIENTS = 3
 BINS = 10
 KEYS = ("accept.", "describe.")
 """What the names of these figures begin with."""
+OVER_ALL = frozenset(
+    f"accept.{name}"
+    for name in ("gain.psnr_db", "harm.psnr_db", "harm.dice_before", "harm.dice_after", "harm.accuracy_before",
+                 "harm.accuracy_after")
+)  # fmt: skip
+"""Those that leave, however few the patients."""
 
 Patients: TypeAlias = npt.NDArray[np.int64]
 Measured: TypeAlias = dict[str, tuple[Values, Patients]]
@@ -203,7 +211,8 @@ def merged_bins(bin_P: Patients) -> Patients:
             groups.append([])
         groups[-1].append(number)
     if len(groups) > 1 and counts[groups[-1]].sum() < LEAST_PATIENTS:
-        groups[-2] += groups.pop()
+        last = groups.pop()
+        groups[-1] += last
     name_of = np.arange(BINS)
     for group in groups:
         name_of[group] = group[int(counts[group].argmax())] if group else 0
@@ -216,9 +225,10 @@ def _of_patients(probabilities_NK: Values, slices: Slices) -> tuple[Values, Pati
 
 
 def _moments(measured: Measured) -> dict[str, Moments]:
-    """Of figures that enough patients stand behind; no quantiles, of which the outer ones are single images."""
+    """Of figures that may leave; no quantiles, of which the outer ones are single images."""
     told = {}
     for key, (values, patients) in measured.items():
-        if len(np.unique(patients[np.isfinite(values)])) >= LEAST_PATIENTS:
+        behind = len(np.unique(patients[np.isfinite(values)]))
+        if behind >= LEAST_PATIENTS or (behind and key in OVER_ALL):
             told[key] = replace(moments(values), quantiles=())
     return told

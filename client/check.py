@@ -30,6 +30,7 @@ def check_site(site: SiteFolder, now: dt.datetime) -> tuple[Row, ...]:
         _row("coordinator", lambda: _coordinator(site)),
         _row("store", lambda: _store(site)),
         _row("approvals", lambda: _approvals(site)),
+        _row("release", lambda: _release(site)),
         *(check_pacs(site) if site.pacs.exists() else ()),
     )
 
@@ -89,3 +90,14 @@ def _pacs(site: SiteFolder) -> str:
     from client.ingest.pacs import source_of
 
     return source_of(site).echo()
+
+
+def _release(site: SiteFolder) -> str:
+    """A site can train without one."""
+    from client.releases import installed, releases
+
+    if not any(row.current for row in releases(site)):
+        return "none is installed; needed only to enhance studies here"
+    one = installed(site)
+    adapted = "adapted here" if one.personal is not None else "as released"
+    return f"{one.manifest.name} v{one.manifest.version} ({one.digest[:12]}), {adapted}"

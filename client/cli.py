@@ -240,6 +240,10 @@ def _status(arguments: argparse.Namespace) -> int:
         table.add_row(name, f"{'runs' if process['alive'] else 'stopped'}, starts: {process['starts']}{last}")
     for digest, campaign in state["approved"].items():
         table.add_row("approved", f"{campaign} ({digest})")
+    if (release := state["release"]) is not None:
+        adapted = "adapted here" if release.get("personal") else "as released"
+        whole = f"{release['name']} v{release['version']} ({release['digest']}), {adapted}" if "name" in release else ""
+        table.add_row("release", whole or f"damaged: {release['damaged']}")
     OUT.print(table)
     return 0
 

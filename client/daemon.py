@@ -16,7 +16,7 @@ from typing import Any
 
 from client.approvals import approvals
 from client.folder import SiteFolder
-from shared.errors import ConfigError
+from shared.errors import ConfigError, DataError
 from shared.reach import free_port
 from shared.supervise import Program, environment_of, read_record, script
 from shared.trust import certificates, keystore
@@ -98,4 +98,17 @@ def status(site: SiteFolder) -> dict[str, Any]:
         "running": record["running"],
         "processes": record["programs"],
         "approved": {approval.digest: approval.campaign for approval in approvals(site.approvals)},
+        "release": _release(site),
     }
+
+
+def _release(site: SiteFolder) -> dict[str, Any] | None:
+    """What is in force; processes are shown also where it is damaged."""
+    from client.releases import releases
+
+    try:
+        rows = [row for row in releases(site) if row.current]
+    except DataError as error:
+        return {"damaged": str(error)}
+    keys = ("name", "version", "digest", "personal")
+    return {key: getattr(rows[0], key) for key in keys} if rows else None

@@ -99,6 +99,21 @@ def _training(campaign: CampaignConfig) -> tuple[tuple[str, str], ...]:
             "mask_ssim, accuracy, f1, auc) the count, sum, sum of squares and five quantiles over this site's images "
             "or patients",
         ),
+        ("leaves at the end", _acceptance(campaign)),
+    )
+
+
+def _acceptance(campaign: CampaignConfig) -> str:
+    """What client/acceptance.py measures."""
+    enhancer = (
+        "what enhancement gains, what it costs clean images (PSNR, Dice, accuracy), how many lesions it erases and "
+        "invents, "
+    )
+    return (
+        "for a release's acceptance gates and data sheet, over this site's test patients, the count, sum and sum of "
+        f"squares of: {enhancer if campaign.enhance.kind != 'none' else ''}calibration of the diagnosis in bins of its "
+        "probability, how images look (mean, contrast, noise, sharpness ...); of a class, lesions, a bin or looks "
+        "never of fewer than 3 patients"
     )
 
 

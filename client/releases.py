@@ -126,18 +126,24 @@ def install(site: SiteFolder, path: Path, now: dt.datetime) -> Installed:
         return installed(site)
 
 
+def former(site: SiteFolder) -> Installed:
+    """What a rollback would put in force; ConfigError where nothing was before."""
+    before = _state(site).before
+    if not before:
+        raise ConfigError("no release was in force before; install one with: wardround-site install DIR FILE")
+    return read_installed(_home(site) / before[-1])
+
+
 def rollback(site: SiteFolder, now: dt.datetime) -> Installed:
     """Put in force what was before, with what was adapted of it; ConfigError where nothing was."""
     with _locked(site):
-        state = _state(site)
-        if not state.before:
-            raise ConfigError("no release was in force before; install one with: wardround-site install DIR FILE")
-        former = read_installed(_home(site) / state.before[-1])
+        one, state = former(site), _state(site)
+        at = {**state.installed_at, state.before[-1]: now.isoformat(timespec="seconds")}
         try:
-            _write(site, replace(state, current=state.before[-1], before=state.before[:-1]))
+            _write(site, replace(state, current=state.before[-1], before=state.before[:-1], installed_at=at))
         except OSError:
             raise DataError("the disk is full or cannot be written; the release in force is as before") from None
-        return former
+        return one
 
 
 def releases(site: SiteFolder) -> tuple[Listed, ...]:
@@ -176,7 +182,7 @@ def _check_architecture(release: ReleaseFile) -> None:
     """That the weights fit the networks of the campaign beside them, and that both are those that were signed for."""
     from shared.weights import architecture_digest, to_arrays
 
-    campaign, manifest = _campaign(release.files["campaign.json"]), release.manifest
+    campaign, manifest = campaign_of(release), release.manifest
     networks = fitting(campaign, arrays_of(release.files["weights.safetensors"]))
     digest = architecture_digest(to_arrays(networks))
     if digest != manifest.architecture_digest:
@@ -190,9 +196,10 @@ def _check_architecture(release: ReleaseFile) -> None:
         )
 
 
-def _campaign(content: bytes) -> CampaignConfig:
+def campaign_of(release: ReleaseFile) -> CampaignConfig:
+    """What a release's networks are built from; DataError where this version cannot read it."""
     try:
-        return build(CampaignConfig, json.loads(content))
+        return build(CampaignConfig, json.loads(release.files["campaign.json"]))
     except (ValueError, RecursionError, ConfigError) as error:
         reason = str(error) if isinstance(error, ConfigError) else "it is not JSON"
         raise DataError(f"the release's campaign cannot be read by this version of Wardround: {reason}") from None
