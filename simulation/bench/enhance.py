@@ -1,8 +1,8 @@
 """Bench `enhance`: a series enhanced as DICOM against the bare network on the same slices, one thread.
 
 CT of 512 x 512 x 60, uncompressed; unet of 16 channels and 3 levels with a recogniser of the same width; no noise draws
-and no pictures, which are extra work of the network. Both sides in the same process, in turn with other benches of this
-package. `ours` and `rival` in seconds per slice. `decode_s`, `network_s` and `encode_s` are each stage's own time per
+and no pictures, which are extra work of the network. Both sides run in the same process, one after the other. `ours`
+and `rival` in seconds per slice. `decode_s`, `network_s` and `encode_s` are each stage's own time per
 slice; they run beside one another, so that their sum is more than `ours` where there is a second core. `peak_mb` is the
 process's largest resident memory, with torch and highdicom in it.
 """

@@ -11,8 +11,8 @@ import pytest
 import client.ingest.pacs
 from client import cli_enhance, folder, releases
 from client.cli import main
-from client.installed import Installed
 from client.ingest.pacs.source import Fetched, Sent
+from client.installed import Installed
 from shared.config import MachineConfig
 from tests.client.enhance.conftest import write_ct
 

@@ -35,7 +35,7 @@ def test_a_second_acquisition_adapts_the_enhancer_for_this_study_alone(
 def test_another_geometry_is_refused_in_words(
     tmp_path: Path, installed: Installed, machine: MachineConfig, options: Options, other: dict
 ) -> None:
-    write_ct(tmp_path / "one", **{"count": 3})
+    write_ct(tmp_path / "one", count=3)
     write_ct(tmp_path / "two", **{"count": 3, "seed": 2, "series": "2", **other})
     with pytest.raises(DataError, match="same geometry; a series of 3 x 32 x 32 pixels has no partner"):
         enhance_study(tmp_path / "one", tmp_path / "out", installed, machine, options, second=tmp_path / "two")
