@@ -71,12 +71,13 @@ def test_an_identity_enhancer_changes_no_bit(
 def test_compressed_images_come_back_uncompressed_bit_for_bit(
     tmp_path: Path, campaign: CampaignConfig, machine: MachineConfig, options: Options, syntax: str
 ) -> None:
-    ds = image(0, TWELVE, BitsStored=12)
+    stored = RNG.integers(0, 4096, (64, 72)).astype(np.uint16)
+    ds = image(0, stored, BitsStored=12)
     save_dicom(ds, tmp_path / "study" / "a.dcm")
     ds.compress(syntax, generate_instance_uid=False)
     ds.save_as(tmp_path / "study" / "a.dcm", enforce_file_format=True)
     out = enhanced(tmp_path, make_installed(tmp_path / "release", of(campaign, WINDOW)), machine, options)
-    assert (out.pixel_array == TWELVE).all()
+    assert (out.pixel_array == stored).all()
     assert "LossyImageCompression" not in out
 
 
@@ -108,8 +109,8 @@ def test_a_known_correction_is_right_in_stored_values(
     """0.1 of the scale brighter is 40 HU more, whatever the stored values look like."""
     stored = np.full((16, 16), 1024 if values.get("RescaleSlope") != "0.5" else 2048, np.uint16)
     if "PhotometricInterpretation" in values:
-        # Mirrored inside the range of 12 bits: 4095 - 2048 - 1023 = 1024 -> 0 HU.
-        stored, values = np.full((16, 16), 2047, np.uint16), {**values, "RescaleIntercept": -1023}
+        # Mirrored inside the range of 12 bits, -1023 to 3072 HU: 3072 - 1023 = 2049 becomes 0 HU.
+        stored, values = np.full((16, 16), 3072, np.uint16), {**values, "RescaleIntercept": -1023}
     networks = build_networks(campaign)
     monkeypatch.setattr(Installed, "networks", lambda self: Networks(Shift(0.1), networks.recogniser))
     save_dicom(image(0, stored, BitsStored=12, **values), tmp_path / "study" / "a.dcm")
