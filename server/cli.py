@@ -237,10 +237,8 @@ def _releases(arguments: argparse.Namespace) -> int:
     if not made:
         _OUT.print("No release yet; make one of a run that is over: wardround-coordinator release DIR RUN_DIR OUT")
         return 0
-    table = Table("release", "version", "made", "sites", "digest")
-    for each in made:
-        table.add_row(each.name, str(each.version), each.made_at, ", ".join(each.sites), each.digest)
-    _OUT.print(table)
+    for each in made:  # lines, not a table: digests are there to be compared whole
+        _OUT.print(f"{each.name} v{each.version}, {each.made_at}, of {', '.join(each.sites)}; digest {each.digest}")
     return 0
 
 

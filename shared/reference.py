@@ -45,7 +45,7 @@ def to_bytes(reference: Reference) -> bytes:
     """As safetensors."""
     from safetensors.torch import save
 
-    return save({name: getattr(reference, name).to(kind).contiguous() for name, kind in _TYPES.items()})
+    return save({name: getattr(reference, name).to(kind, copy=True).contiguous() for name, kind in _TYPES.items()})
 
 
 def from_bytes(content: bytes) -> Reference:
