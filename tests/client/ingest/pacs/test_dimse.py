@@ -12,7 +12,7 @@ from typing import Any
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
-from pynetdicom import AE, AllStoragePresentationContexts, evt
+from pynetdicom import AE, AllStoragePresentationContexts, build_context, evt
 from pynetdicom.sop_class import (
     CTImageStorage,
     StudyRootQueryRetrieveInformationModelFind,
@@ -94,7 +94,7 @@ def test_a_study_comes_by_get_and_by_move(tmp_path: Path, scp: Start) -> None:
     ours = free_port()
 
     def moving(event: Any) -> Iterator[Any]:
-        yield "127.0.0.1", ours
+        yield "127.0.0.1", ours, {"ae_title": "WARDROUND", "contexts": [build_context(CTImageStorage)]}
         yield from getting(read(files))(event)
 
     port = scp(C_GET=getting(read(files)), C_MOVE=moving)
