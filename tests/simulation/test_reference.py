@@ -1,4 +1,4 @@
-"""Reference sets: at most 64 slices, those with a mask first, degraded as in an evaluation; never a site's own store."""
+"""Reference sets: at most 64 slices, those with a mask first, degraded as in an evaluation; never of a hospital."""
 
 from __future__ import annotations
 
