@@ -23,6 +23,9 @@ class Pacs:
     def __init__(self, keeps: int) -> None:
         self.keeps, self.places, self.got = keeps, [], []  # type: ignore[var-annotated]
 
+    def echo(self) -> str:
+        return "there"
+
     def fetch(self, study_uid: str, place: Path) -> Fetched:
         self.places.append((place, os.stat(place).st_mode & 0o777))
         return Fetched(tuple(write_ct(place, 2)) if study_uid == "1.2.3" else (), {})
