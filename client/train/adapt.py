@@ -206,8 +206,8 @@ def _adapt(
         )
     adapted.recogniser.requires_grad_(False).eval()
     for name, parameter in adapted.enhancer.named_parameters():
-        # torch's GroupNorm crashes in channels-last memory where its input needs no gradient and its weights do: only the
-        # beginning of a network is left out as a whole.
+        # torch's GroupNorm crashes in channels-last memory where its weights need a gradient and its input does not:
+        # only the beginning of a network is left out as a whole.
         parameter.requires_grad_(config.method != "lastblocks" or bool(trained.free[name].any()))
     # Nothing in these networks drifts in training mode; where something does, tgd keeps it with its protected kernels.
     adapted.enhancer.train(config.method != "tgd")
