@@ -21,7 +21,7 @@ from shared.errors import RefusedError
 ENHANCERS = ("cnn3", "unet", "srresnet", "todnet", "todnet+attention")
 
 
-def moved_enhancer(kind: str, seed: int = 0, width: int = 4) -> nn.Module:
+def moved_enhancer(kind: str, seed: int = 0, width: int = 6) -> nn.Module:
     """Away from the start, where the end is 0 and nothing would flow back."""
     name, _, attention = kind.partition("+")
     config = EnhancerConfig(kind=name, channels=width, depth=2, attention=bool(attention))  # type: ignore[arg-type]
