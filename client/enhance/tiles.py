@@ -55,7 +55,7 @@ class Moments(NamedTuple):
 
 def stride_px(config: EnhancerConfig) -> int:
     """The coarsest grid of the network, in pixels: sizes that it divides lose nothing on the way."""
-    return 1 << (config.depth - 1) if config.kind == "unet" else 1
+    return int(2 ** (config.depth - 1)) if config.kind == "unet" else 1
 
 
 def halo_px(config: EnhancerConfig) -> int:

@@ -1,8 +1,9 @@
 """Bench `enhance`: a series enhanced as DICOM against the bare network on the same slices, one thread.
 
 CT of 512 x 512 x 60, uncompressed; unet of 16 channels and 3 levels with a recogniser of the same width; no noise draws
-and no pictures, which are extra work of the network. Both sides run in the same process, one after the other. `ours`
-and `rival` in seconds per slice. `decode_s`, `network_s` and `encode_s` are each stage's own time per
+and no pictures, which are extra work of the network. Both sides run in the same process, REPEATS times in turn,
+and the shortest of each counts, so that a busy machine slows both. `ours` and `rival` in seconds per slice;
+`over_own_network` is the total over what the network took within the same run. `decode_s`, `network_s` and `encode_s` are each stage's own time per
 slice; they run beside one another, so that their sum is more than `ours` where there is a second core. `peak_mb` is the
 process's largest resident memory, with torch and highdicom in it.
 """
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 TARGET = 1.05
 MOST_MB = 1500
 SIZE, SLICES = 512, 60
+REPEATS = 2
 MACHINE = MachineConfig(device="cpu", threads=1)
 
 
@@ -72,8 +74,11 @@ def _case(folder: Path, installed: Installed, size: int, slices: int) -> Case:
     from client.enhance.study import enhance_study
 
     options = Options(now=dt.datetime(2026, 1, 1, tzinfo=dt.UTC), draws=0, pictures=0)
-    bare_s = _bare(installed, size, slices)
-    summary = enhance_study(folder / "study", folder / "out", installed, MACHINE, options)
+    bare, runs = [], []
+    for number in range(REPEATS):
+        bare.append(_bare(installed, size, slices))
+        runs.append(enhance_study(folder / "study", folder / f"out-{number}", installed, MACHINE, options))
+    bare_s, summary = min(bare), min(runs, key=lambda run: run.seconds)
     assert summary.slices == slices
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     ratio = summary.seconds / bare_s
@@ -88,6 +93,7 @@ def _case(folder: Path, installed: Installed, size: int, slices: int) -> Case:
         "decode_s": summary.stages["decode"] / slices,
         "network_s": summary.stages["network"] / slices,
         "encode_s": summary.stages["encode"] / slices,
+        "over_own_network": round(summary.seconds / summary.stages["network"], 3),
         "total_s": round(summary.seconds, 2),
         "peak_mb": round(peak_mb),
         "most_mb": MOST_MB,
