@@ -182,7 +182,8 @@ def inference(network: Network) -> dict[str, Any]:
     """configs/inference.json; images are .npy files (channel, row, column) that are prepared as the README says."""
     image = "$[{'image': str(path), 'name': path.stem} for path in sorted(pathlib.Path(@dataset_dir).glob('*.npy'))]"
     return {
-        "imports": ["$import pathlib", "$import torch", "$import shared.export_bundle"],
+        # With a name of its own: MONAI's parser makes no name of one with dots.
+        "imports": ["$import pathlib", "$import torch", "$import shared.export_bundle as bundle"],
         "bundle_root": ".",
         "dataset_dir": "$@bundle_root + '/images'",
         "output_dir": "$@bundle_root + '/eval'",
@@ -199,7 +200,7 @@ def inference(network: Network) -> dict[str, Any]:
         "dataset": {"_target_": "Dataset", "data": image, "transform": "@preprocessing"},
         "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0},
         "inferer": {"_target_": "SimpleInferer"},
-        "run": ["$shared.export_bundle.infer(@network, @inferer, @dataloader, @output_dir)"],
+        "run": ["$bundle.infer(@network, @inferer, @dataloader, @output_dir)"],
     }
 
 
