@@ -61,6 +61,7 @@ def stride_px(config: EnhancerConfig) -> int:
 def halo_px(config: EnhancerConfig) -> int:
     """How far an output pixel sees, rounded up to the network's stride; sums of the radii of its convolutions."""
     depth = config.depth
+    radius: int
     match config.kind:
         case "unet":
             radius = 1 + sum(2**level for level in range(1, depth)) + 2 ** (depth - 1)

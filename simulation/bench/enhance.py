@@ -3,9 +3,9 @@
 CT of 512 x 512 x 60, uncompressed; unet of 16 channels and 3 levels with a recogniser of the same width; no noise draws
 and no pictures, which are extra work of the network. Both sides run in the same process, REPEATS times in turn,
 and the shortest of each counts, so that a busy machine slows both. `ours` and `rival` in seconds per slice;
-`over_own_network` is the total over what the network took within the same run. `decode_s`, `network_s` and `encode_s` are each stage's own time per
-slice; they run beside one another, so that their sum is more than `ours` where there is a second core. `peak_mb` is the
-process's largest resident memory, with torch and highdicom in it.
+`over_own_network` is the total over what the network took within the same run. `decode_s`, `network_s` and `encode_s`
+are each stage's own time per slice; they run beside one another, so that their sum is more than `ours` where there is a
+second core. `peak_mb` is the process's largest resident memory, with torch and highdicom in it.
 """
 
 from __future__ import annotations
