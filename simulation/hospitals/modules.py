@@ -73,7 +73,8 @@ def _add_mr(ds: Dataset, volume: Volume) -> None:
     _add_plane(ds, volume.geometry)
     ds.ImageType = ["ORIGINAL", "PRIMARY", "M", "NONE"]
     ds.BodyPartExamined = "BRAIN"
-    ds.ScanningSequence, ds.SequenceVariant, ds.ScanOptions, ds.MRAcquisitionType = "GR", "SP", "", "3D"
+    # A magnetisation-prepared gradient echo: InversionTime is for ScanningSequence IR alone (PS3.3 C.8.3.1).
+    ds.ScanningSequence, ds.SequenceVariant, ds.ScanOptions, ds.MRAcquisitionType = ["GR", "IR"], ["SP", "MP"], "", "3D"
     ds.RepetitionTime, ds.EchoTime, ds.InversionTime, ds.EchoTrainLength = "2300", "2.98", "900", 1
     ds.FlipAngle, ds.MagneticFieldStrength = "9", "3"
 
@@ -90,7 +91,7 @@ def _add_dx(ds: Dataset, volume: Volume) -> None:
     ds.ImageType = ["ORIGINAL", "PRIMARY", ""]
     ds.PresentationIntentType = "FOR PRESENTATION"
     ds.BodyPartExamined, ds.ViewPosition, ds.ImageLaterality = "CHEST", "PA", "U"
-    ds.PatientOrientation = ["L", "F"]
+    ds.PatientOrientation, ds.PositionerType = ["L", "F"], "COLUMN"
     ds.DetectorType, ds.PixelIntensityRelationship, ds.PixelIntensityRelationshipSign = "SCINTILLATOR", "LOG", -1
     ds.ImagerPixelSpacing = ds.PixelSpacing = [decimal(value) for value in volume.geometry.pixel_spacing_mm]
     ds.PresentationLUTShape, ds.LossyImageCompression = "IDENTITY", "00"

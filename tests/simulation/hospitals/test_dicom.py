@@ -15,7 +15,8 @@ from simulation.hospitals import phantom, write_hospitals
 from simulation.hospitals.cohort import simulated_cohorts
 from simulation.hospitals.dicom import write_study
 from simulation.hospitals.identity import patient_identity, site_identity
-from simulation.hospitals.volume import Geometry, Source, Volume
+from simulation.hospitals.volume import Geometry, Source, Volume, axial
+from tests.client.enhance.conftest import errors_of, needs_dciodvfy
 from tests.simulation.hospitals.conftest import patients_of, read_series, stored_DHW
 
 Make = Callable[..., SimulationConfig]
@@ -130,6 +131,23 @@ def test_odd_single_byte_images_are_padded_to_even_length(tmp_path: Path) -> Non
     assert len(image.PixelData) == 10
     np.testing.assert_array_equal(image.pixel_array, stored[0])
     assert image.SOPClassUID == "1.2.840.10008.5.1.4.1.1.1.1"
+
+
+@needs_dciodvfy
+@pytest.mark.parametrize("modality", ["MR", "CT", "DX"])
+def test_images_of_every_modality_and_of_a_degraded_series_have_no_errors(tmp_path: Path, modality: str) -> None:
+    kind, bits, slices = (np.uint8, 8, 1) if modality == "DX" else (np.uint16, 12, 2)
+    stored: Any = np.arange(slices * 64).reshape(slices, 8, 8).astype(kind)
+    degraded = None if modality == "DX" else stored
+    intercept = -1024.0 if modality == "CT" else 0.0
+    geometry = axial(8, 8, slices, (5.0, 2.0, 2.0))
+    volume = Volume(stored, None, geometry, degraded_DHW=degraded, bits_stored=bits, intercept=intercept)
+    source: Any = Source(modality, (), (), None, None, "STUDY")  # type: ignore[arg-type]
+    north, patient = site_identity(0, "north"), patient_identity(0, "north", 0)
+    write_study(tmp_path, source=source, volume=volume, site=north, patient=patient)
+    written = sorted(tmp_path.rglob("*.dcm"))
+    assert len(written) == (1 if modality == "DX" else 4)
+    assert [errors_of(path) for path in written] == [[]] * len(written)
 
 
 def read_series_of(folder: Path) -> list[Any]:
