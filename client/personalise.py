@@ -33,7 +33,7 @@ from client.dataset import Slices, open_site
 from client.evaluate import evaluate
 from client.folder import SiteFolder
 from client.releases import Installed, drop_personal, installed, keep_personal
-from client.train.adapt import adapt
+from client.train.adapt import adapt, judging
 from client.train.alone import alone
 from client.train.gates import lower_bound
 from shared.config import CampaignConfig, DegradeConfig, LearnConfig, MachineConfig, PersonaliseConfig, to_dict
@@ -99,8 +99,9 @@ def personalise(
                 "ingest more studies"
             )
         networks = release.networks(adapted=False)
+        deciding = _deciding(reference) if config.rehearse > 0 else reference
         on_progress("judging the release", 0, 1)
-        before = figures_of(networks, data.test, reference, release.campaign, site.machine)
+        before = figures_of(networks, data.test, deciding, release.campaign, site.machine)
         on_progress("judging the release", 1, 1)
         adapted, record = adapt(
             networks,
@@ -112,7 +113,7 @@ def personalise(
             on_step=lambda done, total: on_progress("adapting", done, total),
         )
         on_progress("judging the adaptation", 0, 1)
-        after = figures_of(adapted, data.test, reference, release.campaign, site.machine)
+        after = figures_of(adapted, data.test, deciding, release.campaign, site.machine)
         on_progress("judging the adaptation", 1, 1)
         reasons = reasons_against(before, after, config)
         record = {
@@ -215,6 +216,20 @@ def _reference(release: Installed, without: bool) -> Reference | None:
             "same: --without-reference"
         )
     return None
+
+
+def _deciding(reference: Reference | None) -> Reference | None:
+    """The reference images that are not rehearsed."""
+    if reference is None:
+        return None
+    rest = judging(len(reference))
+    return replace(
+        reference,
+        clean_NCHW=reference.clean_NCHW[rest],
+        degraded_NCHW=reference.degraded_NCHW[rest],
+        mask_NHW=reference.mask_NHW[rest],
+        has_mask_N=reference.has_mask_N[rest],
+    )
 
 
 def _as_slices(reference: Reference, campaign: CampaignConfig) -> tuple[Slices, CampaignConfig]:

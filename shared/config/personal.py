@@ -58,6 +58,9 @@ class PersonaliseConfig:
     """lambda: |what recognition adds| / |gradient of the loss|."""
     labels: Literal["own", "pseudo"] = "own"
     """own: the site's; pseudo: what the release's recogniser says of the images before the adaptation."""
+    rehearse: float = 0.0
+    """Weight of the enhancement loss on half of the release's reference images, against forgetting; the other half
+    decides. 0: they are not trained on."""
     steps: int = 400
     batch_size: int = 8
     learning_rate: float = 5e-4
@@ -77,7 +80,7 @@ class PersonaliseConfig:
         at_most(MOST_IMAGES, "batch_size", self.batch_size)
         at_most(MOST_STEPS, "steps", self.steps)
         require(0 < self.learning_rate <= LARGEST_RATE, "learning_rate must be above 0", self.learning_rate)
-        for name in ("task_weight", "margin_db", "margin_dice", "least_gain_db"):
+        for name in ("task_weight", "rehearse", "margin_db", "margin_dice", "least_gain_db"):
             require(0 <= getattr(self, name) <= LARGEST_WEIGHT, f"{name} must be 0 or more", getattr(self, name))
         if self.steer == "none" and self.labels == "pseudo":
             raise ConfigError("labels=pseudo are for steer=joint or gradprom; with steer=none leave labels at own")

@@ -12,13 +12,22 @@ from torch import Tensor, nn
 
 from client.dataset import Slices
 from client.train import adapt as adapting
-from client.train import gates, tgd
-from client.train.adapt import adapt, adapt_online, pseudo_labelled, twice_acquired
+from client.train import gates, gradprom, tgd
+from client.train.adapt import (
+    adapt,
+    adapt_online,
+    judging,
+    memory_gradient_D,
+    pseudo_labelled,
+    rehearsed,
+    twice_acquired,
+)
 from shared.batch import Batch
 from shared.config import CampaignConfig, DegradeConfig, EnhancerConfig, MachineConfig, PersonaliseConfig, TGDConfig
 from shared.enhance.kernels import wiring
 from shared.errors import ConfigError, DataError, RefusedError
 from shared.networks import Networks, build_networks
+from shared.reference import Reference
 from shared.weights import to_arrays
 from tests.client.slices import disc_slices
 
@@ -287,3 +296,75 @@ def test_a_release_without_an_enhancer_has_nothing_to_adapt(
     )
     with pytest.raises(ConfigError, match="no enhancer"):
         adapt(build_networks(plain), slices, plain, PersonaliseConfig(**FAST), machine)
+
+
+# ------------------------------------------------------------------------------------------- rehearsal
+
+
+def reference_of(slices: Slices, gain: float) -> Reference:
+    """Another scanner's images: what it shows is `gain` times as bright, without noise."""
+    clean_NCHW = slices.clean_NCHW.float()
+    has_mask_N = torch.zeros(len(slices), dtype=torch.uint8)
+    return Reference(clean_NCHW, clean_NCHW * gain, torch.zeros_like(slices.mask_NHW), has_mask_N)
+
+
+def test_images_that_are_rehearsed_do_not_decide(slices: Slices) -> None:
+    reference = reference_of(slices, 0.5)
+    degraded_NCHW, clean_NCHW = rehearsed(reference)
+    rest = reference.clean_NCHW[judging(len(reference))]
+    assert len(clean_NCHW) + len(rest) == len(reference)
+    assert torch.equal(torch.stack([clean_NCHW, rest], dim=1).flatten(0, 1), reference.clean_NCHW)
+    assert torch.equal(degraded_NCHW, clean_NCHW * 0.5)
+
+
+def test_rehearsal_of_weight_0_is_none_and_needs_no_reference(
+    campaign: CampaignConfig, machine: MachineConfig, slices: Slices
+) -> None:
+    networks, config = released(campaign), PersonaliseConfig(method="finetune", **FAST)
+    plain, _ = adapt(networks, slices, campaign, config, machine)
+    beside, _ = adapt(networks, slices, campaign, config, machine, reference=reference_of(slices, 0.5))
+    assert equal(plain, beside)
+    with pytest.raises(ConfigError, match="two reference images"):
+        adapt(networks, slices, campaign, replace(config, rehearse=1.0), machine)
+
+
+def test_the_rehearsed_gradient_is_that_of_the_loss_on_the_drawn_images(
+    campaign: CampaignConfig, machine: MachineConfig, slices: Slices
+) -> None:
+    networks, config = released(campaign), PersonaliseConfig(method="finetune", **FAST)
+    remembered = rehearsed(reference_of(slices, 0.5))
+    found_D = memory_gradient_D(networks, remembered, campaign, config, machine, torch.Generator().manual_seed(5))
+    chosen_B = torch.randint(len(remembered[0]), (config.batch_size,), generator=torch.Generator().manual_seed(5))
+    loss = gradprom.fidelity(campaign)(networks.enhancer(remembered[0][chosen_B]), remembered[1][chosen_B])
+    loss.backward()  # type: ignore[no-untyped-call]
+    expected_D = torch.cat([weights.grad.reshape(-1) for weights in networks.enhancer.parameters()])  # type: ignore[union-attr]
+    torch.testing.assert_close(found_D, expected_D, rtol=1e-4, atol=1e-7)
+
+
+def test_what_is_rehearsed_is_forgotten_less(campaign: CampaignConfig, machine: MachineConfig, slices: Slices) -> None:
+    reference = reference_of(slices, 0.5)
+    networks = released(campaign)
+    config = PersonaliseConfig(method="finetune", steps=60, batch_size=4, learning_rate=3e-3)
+    judged = judging(len(reference))
+
+    def loss(adapted: Networks) -> float:
+        with torch.no_grad():
+            error_NCHW = adapted.enhancer(reference.degraded_NCHW[judged]) - reference.clean_NCHW[judged]
+        return float(error_NCHW.square().mean())
+
+    without, _ = adapt(networks, slices, campaign, config, machine, reference=reference)
+    within, _ = adapt(networks, slices, campaign, replace(config, rehearse=1.0), machine, reference=reference)
+    assert loss(within) < 0.75 * loss(without)
+
+
+@pytest.mark.parametrize("form", ["activation", "weight"])
+def test_rehearsal_moves_no_protected_kernel(
+    campaign: CampaignConfig, machine: MachineConfig, slices: Slices, form: str
+) -> None:
+    networks = released(campaign)
+    asked = TGDConfig(phi=0.6, form=form)  # type: ignore[arg-type]
+    config = PersonaliseConfig(method="tgd", rehearse=1.0, tgd=asked, **FAST)
+    adapted, _ = adapt(networks, slices, campaign, config, machine, reference=reference_of(slices, 0.5))
+    wired = wiring(networks.enhancer, campaign.data.channels)
+    masks = tgd.masks_of(wired, tgd.group_scores_G(networks.enhancer, wired, 5), 0.6, "masked")
+    assert not tgd.touched(networks.enhancer, adapted.enhancer, tgd.retrained(networks.enhancer, masks))
