@@ -118,7 +118,7 @@ _ROW_MORE: Mapping[str, Kind] = {
     **dict.fromkeys(("relative", "data_consistency", "saliency"), optional(truth)),
     **dict.fromkeys(("release", "judged", "old_degradation", "new_degradation", "loss", "steer"), optional(text)),
     **dict.fromkeys(("tgd_form", "tgd_first_layer"), optional(text)),
-    **dict.fromkeys(("studies", "blocks", "tgd_phi", "adapt_steps", "adapt_rate"), figure),
+    **dict.fromkeys(("studies", "blocks", "tgd_phi", "adapt_steps", "adapt_rate", "rehearse"), figure),
 }
 _CLAIM: Mapping[str, Kind] = {"claim": text, "value": number, "target": number, "holds": truth}
 _CLAIM_MORE: Mapping[str, Kind] = {

@@ -29,6 +29,8 @@ class Model:
     labels: str = "own"
     studies: int = 0
     """Patients of the new scanner; 0: all that train."""
+    rehearse: float = 0.0
+    """Weight of the loss on reference images; 0: they are not trained on."""
     blocks: int = 0
     tgd_form: str = ""
     tgd_first_layer: str = ""

@@ -46,6 +46,7 @@ _WORDS: Mapping[str, Callable[[Model], str]] = {
     "steer": _steer,
     "labels": _steer,
     "studies": lambda model: f"{model.studies} patients" if model.studies else "all patients",
+    "rehearse": lambda model: "rehearsed" if model.rehearse else "",
     "blocks": lambda model: f"last {model.blocks}" if model.blocks else "",
     "tgd_form": lambda model: f"gradients of {model.tgd_form}s masked" if model.tgd_form else "",
     "tgd_first_layer": lambda model: f"first layer {model.tgd_first_layer}" if model.tgd_first_layer else "",
@@ -69,7 +70,7 @@ def ordered(models: Sequence[Model]) -> list[Model]:
         models,
         key=lambda model: (
             names.index(model.method) if model.method in names else len(names),
-            model.tgd_form, model.tgd_first_layer, model.studies or 10**6, model.tgd_phi,
+            model.rehearse, model.tgd_form, model.tgd_first_layer, model.studies or 10**6, model.tgd_phi,
         ),
     )  # fmt: skip
 

@@ -192,6 +192,7 @@ def personal_conditions(cell: Cell) -> dict[str, Any]:
         row |= {"loss": adapt_.loss, "steer": adapt_.steer, "adapt_steps": adapt_.steps}
         row |= {"labels": adapt_.labels} if adapt_.steer != "none" else {}
         row |= {"adapt_rate": adapt_.learning_rate}
+        row |= {"rehearse": adapt_.rehearse} if adapt_.rehearse else {}
     if adapt_.method == "lastblocks":
         row["blocks"] = adapt_.blocks
     if adapt_.method == "tgd":

@@ -64,9 +64,10 @@ def _ends(found: Difference, metric: str = "psnr_db") -> str:
 
 
 def _balance(sheet: Sheet, place: Place, table: str) -> Iterator[Claim]:
-    """Each form of TGD against the release, and against the fine-tuning that is like it in everything else."""
+    """Each form of TGD, and whatever is rehearsed, against the release and against the full fine-tuning without
+    rehearsal that is like it in everything else."""
     for ours in ordered(sheet.models):
-        if ours.method != "tgd":
+        if ours.method != "tgd" and not ours.rehearse:
             continue
         where = f"{whole_label(place)}: {_named(ours, sheet)}"
         kept = gains(sheet, ours, place, "old")
@@ -87,7 +88,7 @@ def _against(sheet: Sheet, place: Place, table: str, ours: Model, other: Model, 
         found = of_differences(by_seed)
         share = share_of_gain(sheet, ours, other, place)
         means = [mean({seed: each[seed] for seed in by_seed}) for each in (mine, theirs)]
-        reason = f"TGD {signed('psnr_db', means[0])} dB, full fine-tuning {signed('psnr_db', means[1])} dB"
+        reason = f"{signed('psnr_db', means[0])} dB, full fine-tuning {signed('psnr_db', means[1])} dB"
         reason += f", a share of {share:.2f}" if share is not None else " (it gains nothing: there is no share)"
         words = f"{where}: gain in PSNR on the new scanner, less {GAIN_SHARE:g} of full fine-tuning's, dB"
         claim: Claim = {"claim": words, "value": found.mean, "target": 0.0, "holds": found.mean >= 0}
@@ -108,7 +109,7 @@ def _alike(ours: Model, other: Model, method: str) -> bool:
     def what(model: Model) -> tuple[Any, ...]:
         return model.loss, model.steer, model.labels, model.studies
 
-    return other.method == method and what(ours) == what(other)
+    return other.method == method and not other.rehearse and what(ours) == what(other)
 
 
 def _order(sheet: Sheet, place: Place, table: str, metric: str) -> Iterator[Claim]:
