@@ -116,8 +116,9 @@ class GenerateConfig:
     drop_text: float = 0.1
     """Share of training images whose prompt is the null token: what guidance needs. Published: 0."""
     drop_hint: float = 0.0
-    kl_weight: float = 1e-5
-    """Of the autoencoder's KL term, a mean over latent values, beside the mean absolute error."""
+    kl_weight: float = 3e-3
+    """Of the autoencoder's KL term, a mean over latent values, beside the mean absolute error. Latent diffusion's 1e-6
+    is of a sum over latents: some 3e-3 of our mean. With less, no value of a latent may be a little wrong."""
     ema: float = 0.5
     """Per round: the share of the former average in the moving average of weights that a phase ends with; 0: none."""
     autoencoder: PhaseConfig = PhaseConfig(rounds=24, local_steps=40, batch_size=8, learning_rate=3e-3)
