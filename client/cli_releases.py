@@ -110,6 +110,8 @@ def _validate(arguments: argparse.Namespace) -> int:
 
 
 def _print_validation(found: Validation) -> None:
+    from shared.gate_table import LEGEND, terminal_tables
+
     table = two_columns(f"{found.name} v{found.version} at site {found.site}")
     table.add_row("digest", found.digest)
     table.add_row("weights", "as this site adapted them" if found.adapted else "as released")
@@ -125,11 +127,9 @@ def _print_validation(found: Validation) -> None:
     for key, moments in found.metrics.items():
         figures.add_row(escape(key), _figure(moments.mean), _figure(moments.std), str(moments.count))
     OUT.print(figures)
-    gates = Table("gate", "here", "limit", "of", "holds", title="The release's own gates, asked here")
-    for gate in found.gates:
-        holds = ("yes" if gate.holds else "NO") if gate.decides else "decides nothing"
-        gates.add_row(escape(gate.gate), _figure(gate.value), _figure(gate.limit), str(gate.n), holds)
-    OUT.print(gates)
+    for gates in terminal_tables(found.gates, OUT.width):
+        OUT.print(gates)
+    OUT.print(LEGEND)
 
 
 def _figure(value: float | None) -> str:

@@ -8,29 +8,20 @@ Everything on it stands in the manifest, and every word of that is escaped; the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server.acceptance import ALL, BINS, counted_in
 from server.sheet import data_table
 from server.wording import METRICS, shown
+from shared.acceptance import ALL, BINS, Gate, counted_in
+from shared.gate_table import FAILS, HOLDS, UNDECIDED, columns, gate_rows
+from shared.gate_table import Row as GateRow
 from shared.release import Manifest
 
 _IN_MATRIX = ("psnr_db", "ssim", "dice", "accuracy")
 _SETTINGS = {"clean": "clean images", "degraded": "degraded images", "federated": "enhanced images"}
-_GATES: Mapping[str, tuple[str, str]] = {
-    "gain": ("gain in PSNR, dB", "above"),
-    "harm_dice": ("no harm: Dice lost on clean images", "at most"),
-    "harm_accuracy": ("no harm: accuracy lost on clean images", "at most"),
-    "harm_psnr_db": ("no harm: PSNR of enhanced clean images, dB", "at least"),
-    "erased": ("no invention: share of found lesions erased", "at most"),
-    "invented_per_image": ("no invention: lesions invented per image", "at most"),
-    "sensitivity_loss": ("sensitivity lost", "at most"),
-    "sensitivity": ("sensitivity, and before enhancement", "before:"),
-    "false_positives": ("false positives per image, and before enhancement", "before:"),
-    "calibration_error": ("calibration error of the diagnosis", "at most"),
-}
+_PILLS = {HOLDS: ("holds", "good"), FAILS: ("does not hold", "bad"), UNDECIDED: ("decides nothing", "")}
+_SIGNS = {">=": "≥", "<=": "≤"}
 LIMITS = (
     "Research only: not a medical device, not for diagnosis or treatment. Nobody has tested this model on patients "
     "whose care depended on it.",
@@ -41,17 +32,6 @@ LIMITS = (
     "A site whose figure decided nothing had too few test patients for it: the release was not tested there.",
     "The signature says who released these weights and that nothing was changed. It does not say that they are right.",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class GateLine:
-    words: str
-    value: str
-    limit: str
-    n: str
-    verdict: str
-    mark: str
-    """good, bad or empty."""
 
 
 def render_card(manifest: Manifest) -> str:
@@ -69,14 +49,14 @@ def render_card(manifest: Manifest) -> str:
 
 def card(manifest: Manifest) -> dict[str, Any]:
     """What the template shows, section by section."""
-    sites = [site for site in manifest.sites if any(gate["site"] == site for gate in manifest.gates)]
-    lines = {site: [gate_line(gate) for gate in manifest.gates if gate["site"] == site] for site in (ALL, *sites)}
+    gates = [Gate(**gate) for gate in manifest.gates]
+    sites = columns(gates)
     keys = [key for key in _IN_MATRIX if any(row.get(key) is not None for row in manifest.rows)]
     return {
         "manifest": manifest,
         "data": data_table(manifest.sites, {}),
-        "undecided": any(not line.mark for each in lines.values() for line in each),
-        "gates": {("all sites together" if site == ALL else site): each for site, each in lines.items() if each},
+        "gate_sites": ["all sites" if site == ALL else site for site in sites],
+        "gates": [_gate_line(row, sites) for row in gate_rows(gates)],
         "keys": [METRICS[key] for key in keys],
         "matrix": [_matrix_line(row, keys) for row in manifest.rows if row.get("setting") in _SETTINGS],
         "bins": _bins(manifest.calibration),
@@ -87,26 +67,13 @@ def card(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def gate_line(gate: Mapping[str, Any]) -> GateLine:
-    name, _, mask = gate["gate"].partition(".")
-    words, side = _GATES.get(name, (name, "limit"))
-    value, n = gate["value"], gate["n"]
-    if gate["decides"]:
-        verdict, mark = ("holds", "good") if gate["holds"] else ("does not hold", "bad")
-    elif value is None:
-        verdict, mark = "nothing to measure: decides nothing", ""
-    elif side == "before:":
-        verdict, mark = "shown, decides nothing", ""
-    else:
-        verdict, mark = f"too few ({n} {counted_in(name)} or few patients): decides nothing", ""
-    return GateLine(
-        f"{words} ({mask})" if mask else words,
-        "–" if value is None else f"{value:.3f}",
-        f"{side} {gate['limit']:.3f}",
-        f"{n:,} {counted_in(name)}",
-        verdict,
-        mark,
-    )
+def _gate_line(row: GateRow, sites: Sequence[str]) -> tuple[str, str, list[tuple[str, str, str, str] | None]]:
+    """Words, limit, and per site: figure, of how many, verdict and its colour; None where the site has no such gate."""
+    sign, _, limit = row.limit.partition(" ")
+    cells = [row.cells.get(site) for site in sites]
+    counted = counted_in(row.gate.partition(" ")[0])
+    shown = [None if each is None else (each.figure, f"{each.n:,} {counted}", *_PILLS[each.mark]) for each in cells]
+    return row.words, f"{_SIGNS.get(sign, sign)} {limit}".strip(), shown
 
 
 def _matrix_line(row: Mapping[str, Any], keys: Sequence[str]) -> tuple[str, str, tuple[str, ...]]:

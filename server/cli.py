@@ -198,6 +198,8 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _release(arguments: argparse.Namespace) -> int:
     from server.release import make_release
+    from shared.acceptance import Gate
+    from shared.gate_table import LEGEND, terminal_tables
 
     coordinator = folder.read(arguments.folder)
     config = load("release", arguments.overrides, ReleaseConfig)
@@ -210,20 +212,12 @@ def _release(arguments: argparse.Namespace) -> int:
         name=arguments.name,
         reference=arguments.reference,
     )
-    _gates_shown(made.manifest.gates)
+    for table in terminal_tables([Gate(**gate) for gate in made.manifest.gates], _OUT.width):
+        _OUT.print(table)
+    _OUT.print(LEGEND)
     _OUT.print(f"Written: {arguments.out}, {made.manifest.name} v{made.manifest.version}; release digest {made.digest}")
     _OUT.print("Every site verifies and installs it: wardround-site install DIR FILE")
     return 0
-
-
-def _gates_shown(gates: Sequence[Mapping[str, Any]]) -> None:
-    from server.card import gate_line
-
-    table = Table(*("site", "gate", "figure", "limit", "of", "verdict"), title="Acceptance gates")
-    for gate in gates:
-        line = gate_line(gate)
-        table.add_row(gate["site"], line.words, line.value, line.limit, line.n, line.verdict)
-    _OUT.print(table)
 
 
 def _releases(arguments: argparse.Namespace) -> int:

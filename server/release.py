@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from server.about import read_about, versions
-from server.acceptance import calibration_of, descriptors_of, gates_of, is_judged, require_gates
 from server.closing import closing_record
 from server.export import CAMPAIGN, agreed_digest, run_folder
 from server.folder import Coordinator, release_signer
 from server.records import is_closing, read_records
 from server.rounds import CHECKPOINTS
 from shared import release as files
+from shared.acceptance import calibration_of, descriptors_of, gates_of, is_judged, require_gates
 from shared.checkpoint import load_latest
 from shared.config import CampaignConfig, ReleaseConfig, campaign_digest, load_campaign, to_dict
 from shared.errors import ConfigError, DataError, RefusedError

@@ -27,7 +27,7 @@ from shared.release import Manifest, read_release
 from shared.trust import certificates, keystore, signing
 from shared.types import Moments
 from shared.weights import architecture_digest, to_arrays
-from tests.server.test_acceptance import good
+from tests.shared.test_acceptance import good
 
 NOW = dt.datetime(2026, 11, 22, 12, tzinfo=dt.UTC)
 CONFIG = ReleaseConfig()
@@ -247,7 +247,7 @@ def test_the_card_shows_what_the_manifest_says_and_needs_nothing_from_elsewhere(
     release = read_release(out)
     page = release.files["card.html"].decode()
     for words in ("tiny v1", "Research only", "not for diagnosis", "clinics", "gain in PSNR", "share of found lesions",
-                  "without differential privacy", "decides nothing", "all sites together",
+                  "without differential privacy", "decides nothing", "all sites", "✓ 3.500",
                   release.manifest.campaign_digest,
                   release.manifest.files["weights.safetensors"]["sha256"]):  # fmt: skip
         assert str(words) in page

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from server.acceptance import Gate, calibration_of, descriptors_of, gates_of, is_judged, require_gates
+from shared.acceptance import Gate, calibration_of, descriptors_of, gates_of, is_judged, require_gates
 from shared.config import ReleaseConfig
 from shared.errors import RefusedError
 from shared.types import Metrics, Moments
