@@ -62,12 +62,12 @@ def _releases(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([asdict(row) for row in rows], indent=1))
         return 0
-    table = Table("name", "version", "in force", "adapted here", "installed at", title="Releases at this site")
-    table.add_column("digest", overflow="fold")
-    for row in rows:
-        flags = ("yes" if flag else "" for flag in (row.current, row.personal))
-        table.add_row(row.name, str(row.version), *flags, row.installed_at, row.digest)
-    OUT.print(table if rows else "No release is installed at this site.")
+    if not rows:
+        OUT.print("No release is installed at this site.")
+    for row in rows:  # lines, not a table: digests are there to be compared whole
+        flags = [word for word, said in (("in force", row.current), ("adapted here", row.personal)) if said]
+        state = f" ({', '.join(flags)})" if flags else ""
+        OUT.print(f"{row.name} v{row.version}{state}, installed {row.installed_at}; digest {row.digest}")
     return 0
 
 

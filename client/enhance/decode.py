@@ -38,6 +38,8 @@ class Decoded:
     lowest: float
     highest: float
     """What the bit depth can hold, in the unit."""
+    encoded_bytes: int
+    """Length of PixelData as it came."""
 
     def values_FHWC(self) -> npt.NDArray[np.float32]:
         """In the modality's unit, light structures high."""
@@ -62,7 +64,7 @@ def decoded(instance: Instance) -> Decoded:
     header = Dataset({element.tag: element for element in dataset if element.keyword != "PixelData"})
     header.file_meta = dataset.file_meta
     header.set_original_encoding(*dataset.original_encoding, dataset.original_character_set)
-    return Decoded(header, stored_FHWC, slopes_F, offsets_F, frames.lowest, frames.highest)
+    return Decoded(header, stored_FHWC, slopes_F, offsets_F, frames.lowest, frames.highest, len(dataset.PixelData))
 
 
 def _line(dataset: Dataset, frames: int, ends_sum: float) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

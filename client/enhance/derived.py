@@ -25,7 +25,8 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from client.enhance.decode import Decoded
 from client.enhance.find import LOSSY_SYNTAXES, MANUFACTURER
 from client.enhance.release import InUse
-from client.ingest.validate import silent, text
+from client.ingest.reasons import Quarantined, Reason
+from client.ingest.validate import PARSE_ERRORS, silent, text
 
 STALE = (
     *("SmallestImagePixelValue", "LargestImagePixelValue", "SmallestPixelValueInSeries", "LargestPixelValueInSeries"),
@@ -35,6 +36,16 @@ STALE = (
 )
 FRAMES = tuple(f"1.2.840.10008.5.1.4.1.1.{end}" for end in ("2.1", "2.2", "4.1", "4.4", "128.1"))
 """Multi-frame images with functional groups."""
+ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"
+ACQUIRED = (
+    *("PulseSequenceName", "MRAcquisitionType", "EchoPulseSequence", "MultipleSpinEcho", "MultiPlanarExcitation"),
+    *("PhaseContrast", "TimeOfFlightContrast", "ArterialSpinLabelingContrast", "SteadyStatePulseSequence"),
+    *("EchoPlanarPulseSequence", "SaturationRecovery", "SpectrallySelectedSuppression", "OversamplingPhase"),
+    *("GeometryOfKSpaceTraversal", "RectilinearPhaseEncodeReordering", "SegmentedKSpaceTraversal"),
+    *("CoverageOfKSpace", "NumberOfKSpaceTrajectories", "BulkMotionCompensationTechnique"),
+)
+"""What an enhanced MR image says of its pulse sequence while it is ORIGINAL or MIXED, and not when DERIVED (C.8.13.4,
+C.7.6.18.2 by dciodvfy's tables); the source, which is referred to, says it still."""
 IMPLEMENTATION = "2.25.257180351310936837428917326510482736465"
 MOST_LO, MOST_ST = 64, 1024
 
@@ -68,19 +79,25 @@ def derived(decoded: Decoded, stored_FHWC: npt.NDArray[Any], series: Series, rel
             _swap_words(ds)
         _identify(ds, source, series)
         _describe(ds, source, release, series.now)
-        _keep_lossy_history(ds, source)
+        _keep_lossy_history(ds, decoded)
         _set_pixels(ds, stored_FHWC)
     return ds
 
 
 def save(ds: Dataset, path: Path) -> None:
-    with silent():
-        ds.save_as(path, enforce_file_format=True)
+    """OSError is the disk's; Quarantined where an element that was taken over cannot be written."""
+    try:
+        with silent():
+            ds.save_as(path, enforce_file_format=True)
+    except OSError:
+        raise
+    except PARSE_ERRORS:
+        raise Quarantined(Reason.MALFORMED) from None
 
 
 def _drop_stale(ds: Dataset) -> None:
     ds.remove_private_tags()
-    for keyword in STALE:
+    for keyword in (*STALE, *(ACQUIRED if text(ds, "SOPClassUID") == ENHANCED_MR else ())):
         if keyword in ds:
             delattr(ds, keyword)
     # Overlays (60xx) and curves (50xx), repeating groups without keywords; group lengths.
@@ -173,13 +190,13 @@ def _equipment(release: InUse, now: dt.datetime) -> Dataset:
     return item
 
 
-def _keep_lossy_history(ds: Dataset, source: Dataset) -> None:
+def _keep_lossy_history(ds: Dataset, decoded: Decoded) -> None:
     """C.7.6.1.1.5: once lossy, always lossy; a method that only the transfer syntax knew is written down."""
-    method = LOSSY_SYNTAXES.get(text(source.file_meta, "TransferSyntaxUID"))
+    method = LOSSY_SYNTAXES.get(text(decoded.dataset.file_meta, "TransferSyntaxUID"))
     if method is None or text(ds, "LossyImageCompression") == "01":
         return
     ds.LossyImageCompression, ds.LossyImageCompressionMethod = "01", method
-    ds.LossyImageCompressionRatio = "1"  # not known any more
+    ds.LossyImageCompressionRatio = f"{decoded.stored_FHWC.nbytes / decoded.encoded_bytes:.4g}"
 
 
 def _set_pixels(ds: Dataset, stored_FHWC: npt.NDArray[Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-from pydicom.uid import JPEG2000Lossless, RLELossless
+from pydicom.uid import JPEG2000, JPEG2000Lossless, RLELossless
 
 from client.enhance.series import Options
 from client.enhance.study import enhance_study
@@ -79,6 +79,21 @@ def test_compressed_images_come_back_uncompressed_bit_for_bit(
     out = enhanced(tmp_path, make_installed(tmp_path / "release", of(campaign, WINDOW)), machine, options)
     assert (out.pixel_array == stored).all()
     assert "LossyImageCompression" not in out
+
+
+def test_a_compression_that_lost_something_stays_known_with_its_method_and_its_ratio(
+    tmp_path: Path, campaign: CampaignConfig, machine: MachineConfig, options: Options
+) -> None:
+    ds = image(0, np.arange(64 * 72, dtype=np.uint16).reshape(64, 72) // 2, BitsStored=12)
+    save_dicom(ds, tmp_path / "study" / "a.dcm")
+    ds.compress(JPEG2000, generate_instance_uid=False, j2k_cr=[8])
+    for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+        if keyword in ds:
+            delattr(ds, keyword)
+    ds.save_as(tmp_path / "study" / "a.dcm", enforce_file_format=True)
+    out = enhanced(tmp_path, make_installed(tmp_path / "release", of(campaign, WINDOW)), machine, options)
+    assert (out.LossyImageCompression, out.LossyImageCompressionMethod) == ("01", "ISO_15444_1")
+    assert float(out.LossyImageCompressionRatio) == pytest.approx(2 * 64 * 72 / len(ds.PixelData), rel=1e-3)
 
 
 def test_frames_of_a_multi_frame_image_stay_bit_identical(
