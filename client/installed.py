@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from shared.release import Manifest
 
 RECORD = "personal.json"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 WEIGHTS_DIGEST = "weights_sha256"
 """Key of an adaptation's record: the SHA-256 of its file of weights."""
 
@@ -171,7 +173,7 @@ def _record(folder: Path) -> Mapping[str, Any] | None:
         return None
     except (OSError, ValueError):
         record = None
-    if not isinstance(record, dict) or not isinstance(record.get(WEIGHTS_DIGEST), str):
+    if not isinstance(record, dict) or not _DIGEST.fullmatch(str(record.get(WEIGHTS_DIGEST))):
         raise DataError(
             "the record of the adaptation is damaged; remove it with: wardround-site personalise DIR --drop"
         )

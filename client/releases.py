@@ -88,7 +88,7 @@ def verified(site: SiteFolder, path: Path, *, now: dt.datetime | None = None) ->
 
     release = unpack(path)
     # (1)
-    authority = site.authority.read_bytes()
+    authority = _authority(site)
     now = now or dt.datetime.now(dt.UTC)
     signing.verify(authority, release.signer_pem, release.manifest_bytes, release.signature, now)
     # (2)
@@ -166,6 +166,13 @@ def installed(site: SiteFolder, *, personal: bool = True) -> Installed:
 
 
 # ------------------------------------------------------------------------------------------- checks
+
+
+def _authority(site: SiteFolder) -> bytes:
+    try:
+        return site.authority.read_bytes()
+    except OSError:
+        raise DataError("ca.crt of the site's folder cannot be read; ask the coordinator for ca.crt again") from None
 
 
 def _check_version(release: ReleaseFile, state: State) -> None:
@@ -251,7 +258,7 @@ def _state(site: SiteFolder) -> State:
         )
     except FileNotFoundError:
         return State()
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
         raise DataError(f"releases/{POINTER} is damaged; restore the site's folder from a backup") from None
 
 

@@ -19,7 +19,7 @@ from client.enhance.reasons import NotEnhanced, Why, as_refusal
 from client.ingest.reasons import Reason
 from client.ingest.series import Instance, Stack, instance_of, stacks_of
 from client.ingest.sources import SourceFile, walk
-from client.ingest.validate import check_limits, num_frames, read_header, sop_class, sop_instance, text
+from client.ingest.validate import check_limits, num_frames, read_header, sop_instance, text
 from shared.config import DataConfig
 from shared.errors import ConfigError, DataError
 
@@ -97,9 +97,10 @@ def check(dataset: Dataset, data: DataConfig) -> None:
     if modality not in data.ingest.modalities:
         raise NotEnhanced(Why.MODALITY if modality else Reason.NO_MODALITY)
     # (2)
-    if sop_class(dataset) not in SOP_CLASSES:
+    # Its own, not that of the file meta information: what refers to the source is made of it.
+    if text(dataset, "SOPClassUID") not in SOP_CLASSES:
         raise NotEnhanced(Why.SOP_CLASS)
-    if not (sop_instance(dataset) and text(dataset, "SeriesInstanceUID") and text(dataset, "StudyInstanceUID")):
+    if not all(text(dataset, f"{level}InstanceUID") for level in ("SOP", "Series", "Study")):
         raise NotEnhanced(Why.NO_IDENTITY)
     if "LOCALIZER" in [str(word).upper() for word in dataset.get("ImageType") or ()]:
         raise NotEnhanced(Reason.LOCALISER)

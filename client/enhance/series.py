@@ -30,7 +30,7 @@ from client.enhance.diagnosis import score
 from client.enhance.encode import corrected
 from client.enhance.grid import Layout, layout_of
 from client.enhance.pipeline import ahead_of, behind
-from client.enhance.reasons import NotEnhanced
+from client.enhance.reasons import NotEnhanced, as_refusal
 from client.enhance.release import Answer, InUse, answer
 from client.enhance.release import field as field_of
 from client.enhance.uncertainty import spread
@@ -38,7 +38,7 @@ from client.ingest.intensity import Ends, scaled
 from client.ingest.pixels import to_channels
 from client.ingest.reasons import Reason
 from client.ingest.series import Stack
-from client.ingest.validate import text
+from client.ingest.validate import reading, text
 
 MOST_VOLUME_VALUES = 1 << 26
 """Of a stack that is held as a volume; 256 MB as float32."""
@@ -275,11 +275,13 @@ def _encode(work: _Work, decoded: Decoded, correction_FHWC: Floats, found_FHW: n
     started = time.perf_counter()
     running, source = work.running, decoded.dataset
     stored_FHWC = corrected(decoded, correction_FHWC)
-    number = SERIES_OFFSET + int(source.get("SeriesNumber") or 0) % 1000
-    series = replace(work.series, number=number, instances={text(source, "SOPInstanceUID"): new_uid()})
-    ds = derived(decoded, stored_FHWC, series, work.release)
     path = work.place / f"IM{len(running.files) + 1:04d}.dcm"
-    save(ds, path)
+    with as_refusal():
+        with reading(Reason.MALFORMED):
+            number = SERIES_OFFSET + int(source.get("SeriesNumber") or 0) % 1000
+            series = replace(work.series, number=number, instances={text(source, "SOPInstanceUID"): new_uid()})
+            ds = derived(decoded, stored_FHWC, series, work.release)
+        save(ds, path)
     running.files.append(path)
     del ds.PixelData
     running.heads.append(ds)

@@ -383,7 +383,12 @@ def test_a_damaged_pointer_is_told_and_never_followed_out_of_the_folder(site: Si
     install(site, v1, NOW)
     pointer = site.folder / "releases" / "current.json"
     values = json.loads(pointer.read_text())
-    for wrong in ("{", "[]", json.dumps({**values, "current": "../../etc/v1-000000000000"})):
+    for wrong in (
+        "{",
+        "[]",
+        json.dumps({**values, "current": "../../etc/v1-000000000000"}),
+        '{"format": 1, "current": null, "before": [], "highest": {"demo": Infinity}, "installed_at": {}}',
+    ):
         pointer.write_text(wrong)
         with pytest.raises(DataError, match=r"current.json is damaged"):
             installed(site)
@@ -461,3 +466,19 @@ def test_an_adaptation_that_dies_leaves_the_former_one_whole(
         assert all(np.array_equal(arrays[name], wanted[name]) for name in wanted)
         first = keep_personal(first, enhancer_of(campaign, 1.0), RECORD)
     assert len(list(first.folder.glob("personal-*"))) == 1
+
+
+@pytest.mark.parametrize("named", ["../../../../etc/passwd", "a\0b", 7])
+def test_a_record_that_names_no_digest_is_told_and_never_followed(
+    site: SiteFolder, v1: Path, campaign: CampaignConfig, named: object
+) -> None:
+    kept = keep_personal(install(site, v1, NOW), enhancer_of(campaign, 1.0), RECORD)
+    (kept.folder / "personal.json").write_text(json.dumps({"weights_sha256": named}))
+    with pytest.raises(DataError, match="the record of the adaptation is damaged"):
+        installed(site)
+
+
+def test_a_site_without_its_authority_is_told_so(site: SiteFolder, v1: Path) -> None:
+    site.authority.unlink()
+    with pytest.raises(DataError, match=r"ca.crt of the site's folder cannot be read"):
+        install(site, v1, NOW)

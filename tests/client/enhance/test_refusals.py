@@ -9,8 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
+from pydicom.dataset import Dataset
 
+from client.enhance import derived
 from client.enhance.series import Options
 from client.enhance.study import enhance_study
 from client.installed import Installed
@@ -146,3 +149,41 @@ def test_a_kill_leaves_nothing_visible_and_the_next_run_sweeps_up(
     enhance_study(tmp_path / "study", tmp_path / "out", installed, machine, options)
     assert names(tmp_path) == ["out", "release", "study"]
     assert os.stat(tmp_path / "out").st_mode & 0o077 == 0
+
+
+def test_an_image_that_only_its_file_meta_information_names_is_refused(
+    tmp_path: Path, installed: Installed, machine: MachineConfig, options: Options
+) -> None:
+    path = save_dicom(image(0, CT), tmp_path / "study" / "a.dcm")
+    ds = pydicom.dcmread(path)
+    ds.SOPClassUID = ""
+    ds.save_as(path)
+    with pytest.raises(DataError, match="nothing could be enhanced: 1 x SOP class not supported"):
+        enhance_study(path.parent, tmp_path / "out", installed, machine, options)
+
+
+def test_an_element_that_cannot_be_carried_over_costs_its_series_and_no_other(
+    tmp_path: Path, installed: Installed, machine: MachineConfig, options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_dicom(image(0, CT), tmp_path / "study" / "a.dcm")
+    save_dicom(image(0, CT, series="2", SeriesDescription="BROKEN"), tmp_path / "study" / "b.dcm")
+    describe = derived._identify
+
+    def failing(ds: Dataset, source: Dataset, series: derived.Series) -> None:
+        if source.SeriesDescription == "BROKEN":
+            raise ValueError("invalid literal")
+        describe(ds, source, series)
+
+    monkeypatch.setattr(derived, "_identify", failing)
+    summary = enhance_study(tmp_path / "study", tmp_path / "out", installed, machine, options)
+    assert len(summary.series) == 1
+    assert summary.refused == {"header malformed": 1}
+    assert names(tmp_path / "out") == ["report.html", "series-001"]
+
+
+def test_a_derived_enhanced_mr_image_says_nothing_that_only_an_original_may_say() -> None:
+    for storage, kept in (("4", True), ("4.1", False)):
+        ds = Dataset()
+        ds.SOPClassUID, ds.PulseSequenceName, ds.EchoTime = f"1.2.840.10008.5.1.4.1.1.{storage}", "SE", 4
+        derived._drop_stale(ds)
+        assert ("PulseSequenceName" in ds, "EchoTime" in ds) == (kept, True)
