@@ -14,8 +14,8 @@ MOST_LOST_DB = 0.1
 """PSNR on the old scanners that TGD may lose."""
 
 PROMISES: Mapping[str, str] = {
-    "gain": f"On the new scanner TGD, and what is rehearsed, gains at least {GAIN_SHARE:g} of full fine-tuning's gain in "
-    "PSNR, by the mean",
+    "gain": f"On the new scanner TGD, and what is rehearsed, gains at least {GAIN_SHARE:g} of full fine-tuning's gain "
+    "in PSNR, by the mean",
     "kept": f"On the old scanners TGD, and what is rehearsed, loses at most {MOST_LOST_DB:g} dB, by the mean",
     "forgets": "Full fine-tuning loses more PSNR on the old scanners than TGD, and than what is rehearsed, by the mean",
     "bias": "In the phantom the lesion bias is in the order of the paper, from the smallest: TGD, a model of the new "
