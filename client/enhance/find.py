@@ -19,7 +19,7 @@ from client.enhance.reasons import NotEnhanced, Why, as_refusal
 from client.ingest.reasons import Reason
 from client.ingest.series import Instance, Stack, instance_of, stacks_of
 from client.ingest.sources import SourceFile, walk
-from client.ingest.validate import check_limits, num_frames, read_header, sop_instance, text
+from client.ingest.validate import check_limits, num_frames, read_header, silent, sop_instance, text
 from shared.config import DataConfig
 from shared.errors import ConfigError, DataError
 
@@ -102,6 +102,9 @@ def check(dataset: Dataset, data: DataConfig) -> None:
         raise NotEnhanced(Why.SOP_CLASS)
     if not all(text(dataset, f"{level}InstanceUID") for level in ("SOP", "Series", "Study")):
         raise NotEnhanced(Why.NO_IDENTITY)
+    with silent():
+        if not UID(text(dataset, "SOPInstanceUID")).is_valid:  # derived images have to refer to it
+            raise NotEnhanced(Why.BAD_IDENTITY)
     if "LOCALIZER" in [str(word).upper() for word in dataset.get("ImageType") or ()]:
         raise NotEnhanced(Reason.LOCALISER)
     # (3)

@@ -40,6 +40,11 @@ class Layout:
         """A plane is a frame: each can be enhanced as it comes."""
         return self.axes[0] == 0
 
+    @property
+    def slice_mm(self) -> float:
+        """Spacing of the frames, by their places or else by the header; 0 unknown."""
+        return self.acquired.spacing_mm[self.axes.index(0)]
+
     def oriented(self, volume_DHW: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Frames, or whole volumes in their order, in the campaign's orientation; further axes follow."""
         turned = volume_DHW.transpose(*self.axes, *range(3, volume_DHW.ndim))

@@ -21,6 +21,7 @@ class Why(StrEnum):
     ENHANCED = "enhanced already"
     TOO_LARGE = "image too large for an enhancer with attention"
     NO_IDENTITY = "study, series or instance UID missing"
+    BAD_IDENTITY = "instance UID is not valid"
 
 
 class NotEnhanced(Exception):

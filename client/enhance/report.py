@@ -112,8 +112,8 @@ def _outside(one: Enhanced, release: InUse) -> str:
             f"Masks and scores are of the central {size[0]} x {size[1]} pixels of the release's grid, the field that "
             "its recogniser has learnt with; outside of it nothing was looked for."
         )
-    if release.campaign.masks and one.files[-1].name != "SEG.dcm":
-        words.append("No DICOM segmentation: the images have no frame of reference that its frames could refer to.")
+    if one.unsegmented:
+        words.append(f"No DICOM segmentation: {one.unsegmented}.")
     if release.campaign.enhance.data_consistency:
         words.append("The lines of k-space that a scanner acquired are not in a DICOM image: no data consistency.")
     return f'<p class="note">{escape(" ".join(words))}</p>' if words else ""

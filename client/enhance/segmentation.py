@@ -43,23 +43,43 @@ def segmentation(
     mask_FHW: npt.NDArray[np.uint8],
     series: Series,
     release: InUse,
-) -> Dataset | None:
+    slice_mm: float,
+) -> Dataset | str:
     """BINARY segments numbered as the campaign's codes; `images` are the derived ones, in the order of the frames.
 
-    A segment of which nothing was found stays declared. Pixels are not read from `images`.
-    None where the images have no frame of reference that a SEG of several frames could be placed in.
+    A segment of which nothing was found stays declared. Pixels are not read from `images`, and where these do not say
+    how thick a slice is, `slice_mm`, the spacing between slices (0 unknown), is written into them.
+    In place of a SEG, in words: what the images do not say and a SEG of several frames must.
     """
     import highdicom as hd
 
     try:
         with silent():
+            if missing := _unmeasured(images, slice_mm):
+                return missing
             seg = _built(hd, images, sources, mask_FHW, series, release)
     except (ValueError, AttributeError, TypeError, LookupError):  # highdicom, on what the source does not say
-        return None
+        return "the images have no frame of reference that its frames could refer to"
     if "FrameOfReferenceUID" not in images[0]:
         # C.7.6.1: without a plane orientation the general image module asks for it, and knows it empty.
         seg.PatientOrientation = images[0].get("PatientOrientation") or ""
     return seg
+
+
+def _unmeasured(images: Sequence[Dataset], slice_mm: float) -> str:
+    """What is not known of the pixel measures that a SEG takes over (C.7.6.16.2.1), "" for nothing; a thickness that is
+    missing is filled in."""
+    for image in images:
+        groups = image.get("SharedFunctionalGroupsSequence")
+        measures = groups[0].PixelMeasuresSequence[0] if groups else image
+        spacing, placed = measures.get("PixelSpacing"), "FrameOfReferenceUID" in image
+        if not all(float(value) > 0 for value in spacing) if spacing else placed:
+            return "the images do not say how far apart their pixels are"
+        if placed and not float(measures.get("SliceThickness") or 0) > 0:
+            if not slice_mm > 0:
+                return "the images do not say how thick a slice is or how far apart slices are"
+            measures.SliceThickness = f"{slice_mm:.6g}"
+    return ""
 
 
 def _built(

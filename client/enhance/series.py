@@ -87,6 +87,8 @@ class Enhanced:
     """shared.images.descriptors.Unusual, or None where the release has no descriptors."""
     clipped_share: float
     """Of the pixels: outside the campaign's scale, where the enhancer saw the end of the scale only."""
+    unsegmented: str = ""
+    """Why there is no DICOM segmentation of masks that were found, in words."""
     seconds: dict[str, float] = field(default_factory=dict)
     """decode, network, encode: each stage's own time, which overlap."""
 
@@ -296,11 +298,14 @@ def _finished(work: _Work) -> Enhanced:
     from client.enhance.segmentation import segmentation
 
     running, release, options = work.running, work.release, work.options
-    started = time.perf_counter()
+    started, unsegmented = time.perf_counter(), ""
     if running.masks:
         series = replace(work.series, number=int(running.heads[0].SeriesNumber))
-        seg = segmentation(running.heads, running.sources, np.concatenate(running.masks), series, release)
-        if seg is not None:
+        masks_FHW, slice_mm = np.concatenate(running.masks), work.layout.slice_mm
+        seg = segmentation(running.heads, running.sources, masks_FHW, series, release, slice_mm)
+        if isinstance(seg, str):
+            unsegmented = seg
+        else:
             save(seg, work.place / "SEG.dcm")
             running.files.append(work.place / "SEG.dcm")
     running.seconds["encode"] += time.perf_counter() - started
@@ -323,6 +328,7 @@ def _finished(work: _Work) -> Enhanced:
         shown=tuple(running.shown),
         unusual=_unusual(running, options),
         clipped_share=running.clipped / max(1, running.pixels),
+        unsegmented=unsegmented,
         seconds=dict(running.seconds),
     )
 

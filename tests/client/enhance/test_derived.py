@@ -164,6 +164,36 @@ def test_derived_objects_of_real_scanners_have_no_new_errors(
         assert set(errors_of(path)) <= own
 
 
+@needs_dciodvfy
+@pytest.mark.parametrize(
+    ("count", "values", "thickness", "reason"),
+    [
+        (3, {"SliceThickness": None}, 5, ""),
+        (3, {"SliceThickness": ""}, 5, ""),
+        (1, {"SliceThickness": "", "SpacingBetweenSlices": 4}, 4, ""),
+        (1, {"SliceThickness": ""}, None, "how thick a slice is or how far apart slices are"),
+        (1, {"PixelSpacing": [0, 0]}, None, "how far apart their pixels are"),
+        (1, {"PixelSpacing": None}, None, "how far apart their pixels are"),
+        (1, {"FrameOfReferenceUID": None}, None, "no frame of reference"),
+    ],
+)
+def test_a_segmentation_knows_its_pixel_measures_or_is_not_written(
+    tmp_path: Path, installed: Installed, machine: MachineConfig, options: Options, count: int, values: dict,
+    thickness: float | None, reason: str,
+) -> None:  # fmt: skip
+    """PS3.3 C.7.6.16.2.1: slices 5 mm apart that do not say how thick they are count as 5 mm thick."""
+    write_ct(tmp_path / "study", count, **values)
+    summary = enhance_study(tmp_path / "study", tmp_path / "out", installed, machine, options)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert ("No DICOM segmentation" in page) == bool(reason)
+    assert reason in page
+    assert len(summary.files) == count + (thickness is not None)
+    if thickness is not None:
+        seg = pydicom.dcmread(summary.files[-1])
+        assert seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].SliceThickness == thickness
+        assert errors_of(summary.files[-1]) == []
+
+
 def sagittal(folder: Path, count: int, side: int) -> list[Path]:
     """Slices along the patient's left: rows run towards the feet, columns towards the back."""
     rng = np.random.default_rng(1)

@@ -44,6 +44,7 @@ def names(folder: Path) -> list[str]:
             "lossy multi-frame colour",
         ),
         ({"SeriesInstanceUID": None}, "study, series or instance UID missing"),
+        ({"SOPInstanceUID": "1.2.03.4"}, "instance UID is not valid"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_enhanced_is_refused_with_its_reason(
