@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,17 +12,18 @@ from shared.errors import DataError, PeerError
 
 @contextmanager
 def fetched(site: SiteFolder, study_uid: str) -> Iterator[Path]:
-    """The study in a folder of the site's own, mode 0700, which is removed afterwards whatever happens."""
+    """The study in a folder of the site's own, mode 0700, removed whatever happens, at the latest by the next."""
     from client.ingest.pacs import source_of
+    from client.ingest.pacs.scratch import scratch
 
     pacs = source_of(site)
     pacs.echo()  # a PACS that is away, or does not want us, says so with host and port before a folder is made
-    with tempfile.TemporaryDirectory(prefix=".fetched-", dir=site.folder) as name:
-        got = pacs.fetch(study_uid, Path(name))
+    with scratch(site.folder) as folder:
+        got = pacs.fetch(study_uid, folder)
         if not got.files:
             why = ", ".join(f"{count} x {reason}" for reason, count in got.failed.items()) or "it holds no such study"
             raise DataError(f"the PACS gave no image of that study: {why}; check the Study Instance UID")
-        yield Path(name)
+        yield folder
 
 
 def sent(site: SiteFolder, files: Sequence[Path]) -> int:

@@ -200,12 +200,20 @@ def _resolved(folder: Path, part: Part | None) -> Part | None:
         if value is None:
             continue
         path = folder / value
-        if not path.is_file():
+        if not _is_file(path):
             raise ConfigError(f"pacs.json: {name} names a file that is not there; paths start at the site's folder")
         if name in ("key", "password_file", "token_file"):
             keystore.check_private(path)
         changed[name] = str(path)
     return cast(Part, replace(cast(Any, part), **changed))
+
+
+def _is_file(path: Path) -> bool:
+    """`Path.is_file` raises for a name that is too long and for a folder that may not be entered."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def read_secret(path: str) -> str:

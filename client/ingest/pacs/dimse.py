@@ -158,10 +158,13 @@ class DimseSource:
             roles = [build_role(uid, scp_role=True) for uid in sorted(uids)]
         tls = None if dimse.ca is None else (client_context(dimse.ca, dimse.certificate, dimse.key), dimse.host)
         begun = time.monotonic()
-        association = entity(self._pacs).associate(
-            dimse.host, dimse.port, contexts=contexts, ae_title=dimse.title, ext_neg=roles, evt_handlers=handlers,
-            tls_args=tls,
-        )  # fmt: skip
+        try:
+            association = entity(self._pacs).associate(
+                dimse.host, dimse.port, contexts=contexts, ae_title=dimse.title, ext_neg=roles, evt_handlers=handlers,
+                tls_args=tls,
+            )  # fmt: skip
+        except (OSError, UnicodeError):  # a host name that nobody knows
+            raise TransferError(Failure.NO_CONNECTION) from None
         if not association.is_established:
             raise TransferError(self._why_not(association, opened.is_set(), time.monotonic() - begun))
         timer = threading.Timer(self._pacs.study_s, association.abort, kwargs={"block": False})
@@ -379,5 +382,5 @@ def _why_no_tls(pacs: Pacs, dimse: DimseConfig) -> Failure:
         return Failure.UNTRUSTED
     except ssl.SSLError:
         return Failure.REFUSED
-    except OSError:
+    except (OSError, UnicodeError):
         return Failure.NO_CONNECTION

@@ -53,7 +53,7 @@ def storage_server(pacs: Pacs, listen: ListenConfig, peers: Sequence[str], on_in
         server = ae.start_server(
             (listen.host, listen.port), block=False, evt_handlers=[(evt.EVT_C_STORE, on_instance)], ssl_context=context
         )
-    except OSError:
+    except (OSError, UnicodeError):
         raise ConfigError(
             f"cannot listen on {listen.host}:{listen.port}; another program has the port, or the address is not of "
             "this machine"

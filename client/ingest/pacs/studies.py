@@ -19,6 +19,7 @@ from itertools import groupby
 from pathlib import Path
 
 from client.folder import SiteFolder
+from client.ingest.pacs.scratch import terminable
 from client.ingest.pacs.source import Dates, Failure, FoundStudy, Source
 from client.ingest.reasons import IngestReport
 from shared.errors import ConfigError, DataError, PeerError
@@ -85,7 +86,7 @@ def ingest_studies(
         )
     away = 0
     for batch in _batches(patients):
-        with _fetching(site) as folder:
+        with terminable(), _fetching(site) as folder:
             for studies in batch:
                 for study in studies:
                     away = _fetch_one(source, study, folder / f"{outcome.asked:06d}", outcome, away)

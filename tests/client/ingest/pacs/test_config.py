@@ -52,6 +52,7 @@ DIMSE = {"host": "127.0.0.1", "port": 104, "title": "PACS"}
         ({"dicomweb": {"url": "https://a/b\r\nX: y"}}, "plain ASCII|not a URL|must be"),
         ({"dicomweb": {"url": "https://a/b", "user": "amy"}}, "go together"),
         ({"dicomweb": {"url": "https://a/b", "ca": "none.crt"}}, "not there"),
+        ({"dicomweb": {"url": "https://a/b", "ca": "x" * 300}}, "not there"),
         ({"dimse": {**DIMSE, "host": "10.0.0.1"}}, "without TLS"),
         ({"dimse": {**DIMSE, "title": "SEVENTEEN LETTERS"}}, "AE title"),
         ({"dimse": {**DIMSE, "title": "A\\B"}}, "AE title"),

@@ -165,6 +165,25 @@ def test_a_pacs_that_is_away_is_one_line_with_host_and_port(tmp_path: Path) -> N
     assert one.fetch(STUDY, tmp_path).failed == {Failure.NO_CONNECTION: 1}
 
 
+@pytest.mark.parametrize("host", ["pacs.invalid", "a b", "x" * 80])
+def test_a_host_that_nobody_knows_is_one_line_too(tmp_path: Path, host: str) -> None:
+    one = connect(Pacs(dimse=DimseConfig(host=host, port=104, title="PACS", plain=True), connect_s=1))
+    with pytest.raises(PeerError, match="no connection to the PACS"):
+        one.echo()
+    assert one.fetch(STUDY, tmp_path).failed == {Failure.NO_CONNECTION: 1}
+
+
+@pytest.mark.parametrize("host", ["pacs.invalid", "x" * 80])
+def test_an_address_to_listen_on_that_nobody_knows_is_said_so(host: str) -> None:
+    pacs = listening(free_port(), host=host, plain=True)
+    assert pacs.listen is not None
+    with (
+        pytest.raises(ConfigError, match="not of this machine"),
+        storage_server(pacs, pacs.listen, ["CT1"], lambda event: 0),
+    ):
+        pass
+
+
 def test_answers_are_compared_with_what_was_asked_and_come_once_each(scp: Start) -> None:
     def answers(event: Any) -> Iterator[Any]:
         asked = event.identifier
