@@ -36,7 +36,7 @@ def add(commands: Any) -> None:
 
 
 def _install(arguments: argparse.Namespace) -> int:
-    from client.releases import install, releases
+    from client.releases import in_force, install, releases
 
     site = folder.read(arguments.folder)
     try:
@@ -47,6 +47,9 @@ def _install(arguments: argparse.Namespace) -> int:
     named = f"{one.manifest.name} v{one.manifest.version}, digest {one.digest}"
     if before == [one.digest]:
         OUT.print(f"Installed already and in force: {named}. Nothing was changed.")
+        return 0
+    if not in_force(site, one):
+        OUT.print(f"Mended on this disk: {named}. What is in force is as before.")
         return 0
     OUT.print(f"In force at site {site.name}: {named}")
     OUT.print(escape(one.manifest.intended_use))

@@ -40,6 +40,7 @@ __all__ = [
     "Installed",
     "Listed",
     "drop_personal",
+    "in_force",
     "install",
     "installed",
     "keep_personal",
@@ -77,11 +78,12 @@ class State:
     installed_at: Mapping[str, str] = field(default_factory=dict)
 
 
-def verified(site: SiteFolder, path: Path, *, now: dt.datetime | None = None) -> ReleaseFile:
+def verified(site: SiteFolder, path: Path, *, now: dt.datetime | None = None, mending: bool = False) -> ReleaseFile:
     """The release in a file, or a refusal; nothing is kept. After its structure, which has to be read, in this order:
 
     (1) signature   (2) this federation   (3) not older than any installed of its name   (4) digests   (5) architecture
 
+    mending: a release of the very digest that was installed here, and is damaged on this disk now, may be older.
     Raises RefusedError for these, DataError for a file that is too large, cut short or no release at all.
     """
     from shared.release import check_digests, unpack
@@ -95,7 +97,9 @@ def verified(site: SiteFolder, path: Path, *, now: dt.datetime | None = None) ->
     if release.manifest.federation["authority"] != certificates.fingerprint(authority):
         raise RefusedError("the release is of another federation than this site's; ask your own coordinator for one")
     # (3)
-    _check_version(release, _state(site))
+    state, folder = _state(site), _folder_of(release)
+    if not (mending and folder in state.installed_at and _differing(release, _home(site) / folder)):
+        _check_version(release, state)
     # (4)
     check_digests(release)
     # (5)
@@ -106,24 +110,33 @@ def verified(site: SiteFolder, path: Path, *, now: dt.datetime | None = None) ->
 def install(site: SiteFolder, path: Path, now: dt.datetime) -> Installed:
     """Verify a release file and put it in force; where it is in force already, nothing is written.
 
+    An older one that was installed here and is damaged is mended alone: what is in force stays so (`in_force` tells).
+
     Raises what `verified` does, and DataError where the disk is full or another install is at work; the former release
     is then still in force.
     """
     with _locked(site):
-        release = verified(site, path, now=now)
+        release = verified(site, path, now=now, mending=True)
         state, folder = _state(site), _folder_of(release)
+        older = release.manifest.version < state.highest.get(release.manifest.name, 0)
         try:
             _sweep(site)
             _unpack(release, _home(site) / folder)
-            if state.current != folder:
+            if state.current != folder and not older:
                 _write(site, _with(state, folder, release, now))
         except OSError:
             _sweep(site)
-            if _state(site).current != folder:  # else only the last flush failed, and the release is in force
+            there = _state(site).current == folder or older
+            if not there or _differing(release, _home(site) / folder):  # else only the last flush failed
                 raise DataError(
                     "the release could not be written (is the disk full?); what was in force before still is"
                 ) from None
-        return installed(site)
+        return read_installed(_home(site) / folder)
+
+
+def in_force(site: SiteFolder, one: Installed) -> bool:
+    """Whether this is the release in force."""
+    return _state(site).current == f"{one.folder.parent.name}/{one.folder.name}"
 
 
 def former(site: SiteFolder) -> Installed:
@@ -227,10 +240,8 @@ def _folder_of(release: ReleaseFile) -> str:
 def _unpack(release: ReleaseFile, target: Path) -> None:
     """All files under their final name in one step; into a folder that is there already, those that were damaged."""
     if target.is_dir():
-        for name, content in _contents(release).items():
-            path = target / name
-            if not path.is_file() or path.read_bytes() != content:
-                write_atomically(path, content)
+        for name, content in _differing(release, target).items():
+            write_atomically(target / name, content)
         return
     partial = target.parent / f".partial-{target.name}"
     partial.mkdir(mode=0o700, parents=True)
@@ -238,6 +249,18 @@ def _unpack(release: ReleaseFile, target: Path) -> None:
         write_atomically(partial / name, content)
     os.replace(partial, target)
     _sync(target.parent)
+
+
+def _differing(release: ReleaseFile, target: Path) -> dict[str, bytes]:
+    """What is missing or damaged in the folder of this release."""
+
+    def is_there(path: Path, content: bytes) -> bool:
+        try:
+            return path.read_bytes() == content
+        except OSError:
+            return False
+
+    return {name: content for name, content in _contents(release).items() if not is_there(target / name, content)}
 
 
 def _contents(release: ReleaseFile) -> dict[str, bytes]:

@@ -23,7 +23,7 @@ import torch
 
 from client import folder
 from client.folder import SiteFolder
-from client.releases import drop_personal, install, installed, keep_personal, releases, rollback, verified
+from client.releases import drop_personal, in_force, install, installed, keep_personal, releases, rollback, verified
 from shared.config import CampaignConfig, EnhancerConfig
 from shared.errors import ConfigError, DataError, RefusedError, WardroundError
 from shared.reference import Reference, to_bytes
@@ -377,6 +377,40 @@ def test_a_file_that_was_damaged_on_the_disk_is_told_and_mended_by_installing_ag
     with pytest.raises(DataError, match="is damaged on this disk; install its file again"):
         installed(site).networks()
     install(site, v1, LATER).networks()
+
+
+def test_an_older_release_that_was_damaged_is_mended_and_what_is_in_force_stays(
+    site: SiteFolder, v1: Path, v2: Path, tmp_path: Path, campaign: CampaignConfig, ours: Pair
+) -> None:
+    one, two = install(site, v1, NOW), install(site, v2, NOW)
+    refused(site, v1, RefusedError, "older than v2")  # nothing to mend
+    for name in ("weights.safetensors", "manifest.json", "card.html"):
+        before = files_of(site)
+        (one.folder / name).write_bytes(b"damaged")
+        other = released(tmp_path / "other.release", campaign, ours, made_at="2020-01-01T00:00:00+00:00")
+        refused(site, other, RefusedError, "older than v2")  # of this version, and not the one that was here
+        mended = install(site, v1, LATER)
+        assert (mended.digest, in_force(site, mended), in_force(site, two)) == (one.digest, False, True)
+        assert files_of(site) == before
+    assert rollback(site, LATER).digest == one.digest
+    shutil.rmtree(one.folder)
+    assert in_force(site, install(site, v1, LATER))
+
+
+def test_a_damaged_file_that_could_not_be_mended_is_told(
+    site: SiteFolder, v1: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = install(site, v1, NOW)
+    (one.folder / "weights.safetensors").write_bytes(b"damaged")
+    monkeypatch.setattr("client.releases.write_atomically", full)
+    with pytest.raises(DataError, match="could not be written"):
+        install(site, v1, LATER)
+    monkeypatch.undo()
+    install(site, v1, LATER).networks()
+
+
+def full(path: Path, content: bytes) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_damaged_pointer_is_told_and_never_followed_out_of_the_folder(site: SiteFolder, v1: Path) -> None:
