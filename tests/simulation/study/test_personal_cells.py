@@ -69,8 +69,9 @@ def test_the_study_composes_and_its_quick_budget_is_the_main_table() -> None:
     config = load("simulation", ["experiment=personalise"], SimulationConfig)
     assert config.study is not None
     quick, full = planned(config.study, "quick"), planned(config.study, "full")
-    methods = [each.personal.method for each in quick if each.personal]
-    assert methods == ["none", "finetune", "tgd", "lastblocks", "fedbn", "alone"]
+    asked = [(each.personal.method, each.personal.adapt.rehearse) for each in quick if each.personal]
+    plain = [("none", 0), ("finetune", 0), ("tgd", 0), ("tgd", 0)]
+    assert asked == [*plain, ("finetune", 1), ("tgd", 1), ("lastblocks", 0), ("fedbn", 0), ("alone", 0)]
     assert {name for each in full for name in each.tables} == {each.name for each in config.study.tables}
     assert {each.seed for each in full} == {0, 1, 2}
     assert len({each.key for each in full}) == len(full)
