@@ -18,10 +18,8 @@ decision; client/installed.py then puts weights and record in force by one renam
 from __future__ import annotations
 
 import datetime as dt
-import fcntl
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +30,13 @@ import torch
 from client.dataset import Slices, open_site
 from client.evaluate import evaluate
 from client.folder import SiteFolder
-from client.releases import Installed, drop_personal, installed, keep_personal
+from client.releases import Installed, drop_personal, installed, keep_personal, writing
 from client.train.adapt import adapt, judging
 from client.train.alone import alone
 from client.train.gates import lower_bound
 from shared.config import CampaignConfig, DegradeConfig, LearnConfig, MachineConfig, PersonaliseConfig, to_dict
-from shared.errors import ConfigError, DataError, RefusedError
+from shared.errors import ConfigError, RefusedError
+from shared.locks import exclusive
 from shared.networks import Networks
 from shared.trust import keystore
 from shared.weights import ENHANCER, to_arrays
@@ -130,7 +129,7 @@ def personalise(
 
 def drop(site: SiteFolder) -> bool:
     """Back to the release as it came; False where nothing was adapted. Works on a damaged record too."""
-    with _locked(site):
+    with _locked(site), writing(site):
         release = installed(site, personal=False)
         there = (release.folder / "personal.json").exists()
         drop_personal(release)
@@ -255,25 +254,18 @@ def _as_slices(reference: Reference, campaign: CampaignConfig) -> tuple[Slices, 
 
 
 def _keep(site: SiteFolder, release: Installed, adapted: Networks, record: Mapping[str, Any]) -> None:
-    if installed(site, personal=False).digest != release.digest:
-        raise RefusedError("another release came into force meanwhile, so the adaptation is not kept; start it again")
     weights = {name: values for name, values in to_arrays(adapted).items() if name.startswith(ENHANCER)}
-    keep_personal(release, weights, record)
+    with writing(site):
+        if installed(site, personal=False).digest != release.digest:
+            raise RefusedError(
+                "another release came into force meanwhile, so the adaptation is not kept; start it again"
+            )
+        keep_personal(release, weights, record)
 
 
-@contextmanager
-def _locked(site: SiteFolder) -> Iterator[None]:
-    home = keystore.private_folder(site.folder / "releases")
-    try:
-        descriptor = os.open(home / ".personalise.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError:
-        raise DataError("the folder of releases cannot be written; check its permissions and the disk") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise DataError("another personalise is at work at this site; wait until it ends") from None
-    try:
-        yield
-    finally:
-        os.close(descriptor)
+def _locked(site: SiteFolder) -> AbstractContextManager[None]:
+    return exclusive(
+        keystore.private_folder(site.folder / "releases") / ".personalise.lock",
+        busy="another personalise is at work at this site; wait until it ends",
+        unwritable="the folder of releases cannot be written; check its permissions and the disk",
+    )

@@ -14,13 +14,12 @@ release would have to wait only for a rollback. The way back is `rollback`, whic
 from __future__ import annotations
 
 import datetime as dt
-import fcntl
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +29,8 @@ from client.installed import Installed, arrays_of, drop_personal, fitting, keep_
 from shared.checkpoint import write_atomically
 from shared.config import CampaignConfig, build, campaign_digest
 from shared.errors import ConfigError, DataError, RefusedError
+from shared.files import sync
+from shared.locks import exclusive, locked
 from shared.trust import certificates, keystore, signing
 from shared.trust.names import checked_name
 
@@ -50,6 +51,7 @@ __all__ = [
 ]
 
 POINTER = "current.json"
+LOCK = ".lock"
 FORMAT = 1
 _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}/v[0-9]{1,9}-[0-9a-f]{12}")
 
@@ -248,7 +250,7 @@ def _unpack(release: ReleaseFile, target: Path) -> None:
     for name, content in _contents(release).items():
         write_atomically(partial / name, content)
     os.replace(partial, target)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 def _differing(release: ReleaseFile, target: Path) -> dict[str, bytes]:
@@ -315,28 +317,15 @@ def _sweep(site: SiteFolder) -> None:
             path.unlink(missing_ok=True)
 
 
-@contextmanager
-def _locked(site: SiteFolder) -> Iterator[None]:
-    """One install or rollback at a time; the kernel frees the lock when the process dies, however it dies."""
-    home = keystore.private_folder(_home(site))
-    try:
-        descriptor = os.open(home / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError:
-        raise DataError("the folder of releases cannot be written; check its permissions and the disk") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise DataError("another install or rollback is at work at this site; wait until it ends") from None
-    try:
-        yield
-    finally:
-        os.close(descriptor)
+def _locked(site: SiteFolder) -> AbstractContextManager[None]:
+    """One install or rollback at a time."""
+    return exclusive(
+        keystore.private_folder(_home(site)) / LOCK,
+        busy="another install or rollback is at work at this site; wait until it ends",
+        unwritable="the folder of releases cannot be written; check its permissions and the disk",
+    )
 
 
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def writing(site: SiteFolder) -> AbstractContextManager[None]:
+    """The same lock, waited for: no install or rollback is at work inside, and none sweeps what is being written."""
+    return locked(keystore.private_folder(_home(site)) / LOCK)

@@ -10,12 +10,9 @@ coordinators at once get two versions, and one that is killed leaves either no r
 from __future__ import annotations
 
 import datetime as dt
-import fcntl
 import json
 import math
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +28,7 @@ from shared.acceptance import calibration_of, descriptors_of, gates_of, is_judge
 from shared.checkpoint import load_latest
 from shared.config import CampaignConfig, ReleaseConfig, campaign_digest, load_campaign, to_dict
 from shared.errors import ConfigError, DataError, RefusedError
+from shared.locks import locked
 from shared.release import Manifest, ReleaseFile
 from shared.trust import certificates, keystore
 from shared.trust.names import checked_name
@@ -84,7 +82,7 @@ def make_release(
         files.WEIGHTS: _saved(run.weights),
         **({} if reference is None else {files.REFERENCE: _reference(reference, run.campaign)}),
     }
-    with _locked(coordinator.folder / FOLDER):
+    with locked(keystore.private_folder(coordinator.folder / FOLDER) / ".lock"):  # one release at a time
         manifest = Manifest(
             name=name,
             version=next_version(coordinator, name),
@@ -213,15 +211,3 @@ def _reference(path: Path, campaign: CampaignConfig) -> bytes:
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     """What is not finite was not measured."""
     return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One release at a time; the kernel frees the lock of a process that dies."""
-    keystore.private_folder(folder)
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from shared.errors import DataError, RefusedError
+from shared.files import sync
 from shared.types import Arrays
 from shared.weights import learnt_and_prior
 
@@ -77,11 +78,11 @@ def save_round(folder: Path, state: FederationState, record: Mapping[str, Any]) 
         "record": dict(record),
     }
     _write(partial / MANIFEST, (json.dumps(manifest, indent=1, allow_nan=False) + "\n").encode())
-    _sync(partial)
+    sync(partial)
     if target.exists():  # only where a finished round is done again after its folder was found damaged
         shutil.rmtree(target)
     os.replace(partial, target)
-    _sync(folder)
+    sync(folder)
     return target
 
 
@@ -176,7 +177,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     partial = path.with_name(f".partial-{os.getpid()}-{path.name}")  # another process may be writing the same
     _write(partial, data)
     os.replace(partial, path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -184,11 +185,3 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -27,9 +27,9 @@ from server.report import claims_table, summary_table, write_report
 from shared.checkpoint import write_atomically
 from shared.config import SimulationConfig, to_dict
 from shared.errors import ConfigError, DataError
+from shared.locks import free
 from shared.networks import resolved_device
 from simulation.compare import Comparison, check_elsewhere, compare, elsewhere_config, write_record
-from simulation.locks import free
 from simulation.pictures import write_pictures
 from simulation.prepare import Prepared, prepare
 from simulation.progress import Display

@@ -10,6 +10,7 @@ visible, whenever the program is killed; the next run removes what a killed one 
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import shutil
@@ -29,12 +30,15 @@ from client.enhance.series import Enhanced, Options, enhance_stack
 from client.ingest.series import Stack
 from shared.config import MachineConfig
 from shared.errors import ConfigError, DataError
+from shared.files import sync
 
 if TYPE_CHECKING:
     from client.installed import Installed
 
 SPARE_BYTES = 64 << 20
 """Left free on the disk."""
+MOST_NAME_BYTES = 200
+"""Of the out folder; the hidden one beside it has a longer name, and a file system takes 255."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +142,10 @@ def _nothing(refused: Counter[str]) -> DataError:
 
 
 def _check_out(out: Path) -> None:
+    if out.name in ("", "..") or len(os.fsencode(out.name)) > MOST_NAME_BYTES or out.is_symlink():
+        raise ConfigError(
+            f"the out folder needs a name of its own, at most {MOST_NAME_BYTES} bytes long: not a link, not '.'"
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"the out folder {out.name!r} is not empty; give a new folder, nothing is written over")
     if not out.absolute().parent.is_dir():
@@ -166,10 +174,10 @@ def _written_whole(out: Path) -> Iterator[Path]:
         yield partial
         for folder, _, names in os.walk(partial):
             for name in names:
-                _sync(Path(folder) / name)
-            _sync(Path(folder))
+                sync(Path(folder) / name)
+            sync(Path(folder))
         os.replace(partial, out)  # over an empty folder or none: one step
-        _sync(parent)
+        sync(parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise _full() from None
@@ -178,17 +186,9 @@ def _written_whole(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _sweep(parent: Path, prefix: str) -> None:
     """Remove what killed runs left; a run that is alive keeps its folder."""
-    for left in parent.glob(f"{prefix}*"):
+    for left in parent.glob(f"{glob.escape(prefix)}*"):
         number = left.name.removeprefix(prefix)
         if number.isdecimal() and _alive(int(number)):
             continue

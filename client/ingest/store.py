@@ -13,7 +13,6 @@ file without copying. Cost: one file handle per series, and no compression.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -29,6 +28,8 @@ import numpy.typing as npt
 
 from shared.config import DataConfig
 from shared.errors import DataError
+from shared.files import sync
+from shared.locks import exclusive
 
 VERSION = 1
 INDEX = "index.json"
@@ -216,23 +217,14 @@ def write_array(path: Path, array: npt.NDArray[Any]) -> None:
 
 
 def _write_atomically(path: Path, content: bytes) -> None:
-    sync_folder(path.parent / ARRAYS)
+    sync(path.parent / ARRAYS)
     part = path.with_name(path.name + ".part")
     with part.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Names live in the folder, not in the file: without this a crash of the machine may forget a rename."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path.parent)
 
 
 def sweep(folder: Path, index: Index) -> int:
@@ -247,18 +239,12 @@ def sweep(folder: Path, index: Index) -> int:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Create the store's folders and hold its lock; the kernel frees it when the process dies, however it dies."""
+    """Create the store's folders and hold its lock."""
+    unwritable = "the store folder cannot be written; check its permissions and the disk"
     try:
         (folder / ARRAYS).mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError:
-        raise DataError("the store folder cannot be written; check its permissions and the disk") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        raise DataError("another ingest is writing this store; wait until it ends, or use another store") from None
-    try:
+        raise DataError(unwritable) from None
+    busy = "another ingest is writing this store; wait until it ends, or use another store"
+    with exclusive(folder / LOCK, busy=busy, unwritable=unwritable):
         yield
-    finally:
-        os.close(descriptor)

@@ -21,7 +21,7 @@ from shared.config.generation import DrawConfig, PhaseConfig
 from shared.config.load import load
 from shared.generate.networks import Generator, build_generator, load_parts, parts_arrays
 from shared.generate.schedule import Prediction
-from simulation.locks import locked
+from shared.locks import locked
 from simulation.prepare import prepare
 from simulation.study.judges import judge_of
 

@@ -24,11 +24,11 @@ from client.dataset import SiteData, Slices, merge, open_site
 from client.evaluate import evaluate
 from server.closing import labels_of
 from shared.config import CampaignConfig, DegradeConfig, MachineConfig, SimulationConfig, to_dict
+from shared.locks import locked
 from shared.networks import Networks, build_networks
 from shared.weights import load_arrays
 from simulation.comparators import alone, trained_alone
 from simulation.compare import elsewhere_config
-from simulation.locks import locked
 from simulation.prepare import prepare
 from simulation.rows import metrics_of
 from simulation.run import run_federation

@@ -38,8 +38,8 @@ from shared.config import (
     to_dict,
 )
 from shared.errors import DataError
+from shared.locks import locked
 from shared.types import Arrays
-from simulation.locks import locked
 from simulation.run import run_federation, site_setups
 from simulation.study.cell import Cohort, Say
 from simulation.study.grid import Cell

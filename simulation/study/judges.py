@@ -31,10 +31,10 @@ from shared.config import (
     to_dict,
 )
 from shared.errors import DataError
+from shared.locks import locked
 from shared.networks import Networks, build_networks
 from shared.weights import load_arrays, to_arrays
 from simulation.comparators import train_judge
-from simulation.locks import locked
 
 Kind = Literal["unet", "cnn", "vnet", "resunet", "voxresnet"]
 DOWNSTREAM: tuple[Kind, ...] = ("unet", "vnet", "resunet", "voxresnet")

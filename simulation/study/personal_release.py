@@ -20,11 +20,11 @@ from client.batches import evaluation_batches
 from client.dataset import SiteData, Slices, merge
 from client.reading import BATCH_SIZE, taken
 from shared.config import CampaignConfig, MachineConfig
+from shared.locks import locked
 from shared.networks import Networks, build_networks
 from shared.types import Arrays
 from shared.weights import load_arrays, to_arrays
 from simulation.comparators import alone, trained_alone
-from simulation.locks import locked
 from simulation.study.cell import Cohort, Say, trained
 from simulation.study.generators import read_kept, write_kept
 from simulation.study.grid import Cell, key_of

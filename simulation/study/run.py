@@ -26,7 +26,7 @@ from server.wording import duration_shown
 from shared.checkpoint import write_atomically
 from shared.config import MachineConfig, SimulationConfig, StudyConfig, campaign_digest, to_dict, without_places
 from shared.errors import ConfigError, DataError, PeerError, RefusedError
-from simulation.locks import free, locked
+from shared.locks import free, locked
 from simulation.study.cell import Result, Say, conditions, run_cell
 from simulation.study.claims import claims_of as enhancement_claims
 from simulation.study.generation import claims_of as generation_claims

@@ -19,7 +19,7 @@ import torch
 
 from client import cli
 from client.folder import SiteFolder
-from client.personalise import Figures, compared, drop, gain_bound_db, personalise, reasons_against
+from client.personalise import Figures, _keep, compared, drop, gain_bound_db, personalise, reasons_against
 from client.releases import install, installed
 from shared.config import CampaignConfig, PersonaliseConfig, SplitConfig, build, save_campaign, to_dict
 from shared.errors import ConfigError, DataError, RefusedError
@@ -249,6 +249,26 @@ def test_two_at_once_are_one_too_many(site: SiteFolder) -> None:
         for run in (lambda: personalise(site, CONFIG, NOW), lambda: drop(site)):
             with pytest.raises(DataError, match="another personalise is at work"):
                 run()
+
+
+def test_no_install_is_at_work_while_an_adaptation_is_written_or_dropped(
+    site: SiteFolder, campaign: CampaignConfig, ours: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An install sweeps unfinished files; those that are just being written must not be among them."""
+    asked: list[str] = []
+
+    def writes(*_: object) -> None:
+        with pytest.raises(DataError, match="another install or rollback is at work"):
+            put_in_force(site, campaign, ours, reference_of(0.1), version=2)
+        asked.append("refused")
+
+    for name in ("keep_personal", "drop_personal"):
+        monkeypatch.setattr(f"client.personalise.{name}", writes)
+    release = installed(site)
+    _keep(site, release, release.networks(), {})
+    drop(site)
+    assert asked == ["refused", "refused"]
+    assert put_in_force(site, campaign, ours, reference_of(0.1), version=2) != release
 
 
 @pytest.mark.slow

@@ -159,7 +159,7 @@ class _Killed(BaseException):
     """Stands for the end of the process: nothing in the project catches it."""
 
 
-WRITES = ("write_array", "write_index", "sync_folder", "os.fsync", "Path.replace")
+WRITES = ("write_array", "write_index", "sync", "os.fsync", "Path.replace")
 
 
 @pytest.mark.parametrize("write", WRITES)
@@ -182,7 +182,7 @@ def test_stopped_at_any_write_the_store_is_the_old_one(
                 finished = True
             except _Killed:
                 # Only the folder's last sync comes after the index has its name.
-                assert _content(store) == old or (len(_content(store)) == 3 and write in ("sync_folder", "os.fsync"))
+                assert _content(store) == old or (len(_content(store)) == 3 and write in ("sync", "os.fsync"))
         stop_at += 1
         assert stop_at < 40
     assert stop_at > 1, "the write was never reached"

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from shared.config import SimulationConfig, StudyConfig, TableConfig, load
 from shared.errors import ConfigError, DataError
+from shared.locks import free, locked
 from simulation.cli import main
-from simulation.locks import free, locked
 from simulation.study import judges
 from simulation.study import run as study_run
 from simulation.study.cell import Result, opened

@@ -1,4 +1,4 @@
-"""One process at a time at one file of a run folder; the kernel frees the lock when the process dies in any way."""
+"""One process at a time at one file; the kernel frees the lock when the process dies in any way."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from shared.errors import DataError
 
 
 @contextmanager
@@ -27,6 +29,24 @@ def free(path: Path) -> Iterator[bool]:
             yield False
         else:
             yield True
+
+
+@contextmanager
+def exclusive(path: Path, *, busy: str, unwritable: str) -> Iterator[None]:
+    """Locked, or DataError in these words: another process works, or the folder (which must be there) is read-only."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError:
+        raise DataError(unwritable) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise DataError(busy) from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
