@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import Any
 
 from pydicom.uid import (
@@ -39,6 +40,8 @@ _FIRST = (
 
 # Its log lines and tracebacks hold titles, UIDs and values of data sets; reasons come out of here in our own words.
 logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
+# Values that a peer sends against the standard are quoted by pydicom's warnings, from threads of pynetdicom's.
+warnings.filterwarnings("ignore", module="pydicom")
 
 
 def entity(pacs: Pacs) -> Any:

@@ -97,6 +97,24 @@ def test_an_out_folder_that_is_not_empty_or_lies_inside_the_study_is_refused(
     assert names(tmp_path / "study") == ["slice-0.dcm"]
 
 
+@pytest.mark.parametrize("name", [".", "x" * 300, "x" * 240, "link"])
+def test_an_out_folder_that_could_not_be_put_in_place_is_refused_before_any_work(
+    tmp_path: Path,
+    installed: Installed,
+    machine: MachineConfig,
+    options: Options,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    (tmp_path / "study").mkdir()  # empty: whoever looks into it says so
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    monkeypatch.chdir(tmp_path / "empty")
+    out = Path(name) if name == "." else tmp_path / name
+    with pytest.raises(ConfigError, match="a name of its own"):
+        enhance_study(tmp_path / "study", out, installed, machine, options)
+
+
 def test_a_release_without_an_enhancer_is_refused(
     tmp_path: Path, campaign: CampaignConfig, machine: MachineConfig, options: Options
 ) -> None:

@@ -72,3 +72,19 @@ def test_what_is_only_named_alike_is_left_alone(tmp_path: Path) -> None:
     with scratch(tmp_path):
         pass
     assert elsewhere.is_dir()
+
+
+SAYS = """
+import threading
+import client.ingest.pacs.entity
+from pydicom.dataset import Dataset
+sent = Dataset()
+thread = threading.Thread(target=lambda: setattr(sent, "SOPInstanceUID", "Doe^Jane"))
+thread.start(), thread.join()
+sent.Modality = "Doe Jane 1960-01-01"
+"""
+
+
+def test_values_against_the_standard_are_not_quoted_on_the_terminal() -> None:
+    told = subprocess.run([sys.executable, "-c", SAYS], capture_output=True, text=True, check=True)
+    assert told.stdout + told.stderr == ""
