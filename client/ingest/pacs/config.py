@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -181,7 +182,11 @@ def read_pacs(site: SiteFolder) -> Pacs:
         raise DataError("pacs.json is not readable JSON; look for a missing quote, comma or brace") from None
     if not isinstance(values, Mapping):
         raise ConfigError(f"pacs.json must be a group of keys: {WAY_OUT}")
-    pacs = build(Pacs, values, "")
+    try:
+        pacs = build(Pacs, values, "")
+    except ConfigError as error:
+        # What was written may be a password under the wrong key: the key is told, never its value.
+        raise ConfigError(f"pacs.json: {re.split(r'[,;] got ', str(error))[0]}") from None
     return replace(
         pacs,
         dicomweb=_resolved(site.folder, pacs.dicomweb),

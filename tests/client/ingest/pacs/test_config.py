@@ -87,3 +87,19 @@ def test_plain_connections_are_there_for_who_asks_for_them() -> None:
     build(Pacs, {"dimse": {**DIMSE, "host": "10.0.0.1", "plain": True}})
     build(Pacs, {"dicomweb": {"url": "http://10.0.0.1/dicom-web", "plain": True}})
     build(Pacs, {"dicomweb": {"url": "http://[::1]:8042/dicom-web"}})
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"dicomweb": {"url": "https://a/b", "plain": "hunter2"}},
+        {"dimse": {**DIMSE, "port": "hunter2"}},
+        {"dimse": {**DIMSE, "retrieve": "hunter2"}},
+        {"dimse": "hunter2"},
+    ],
+)
+def test_a_value_under_the_wrong_key_is_not_repeated(site: SiteFolder, values: Any) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        write(site, values)
+    assert "hunter2" not in str(refusal.value)
+    assert "pacs.json" in str(refusal.value)

@@ -260,12 +260,12 @@ def site(tmp_path: Path) -> SiteFolder:
 
 def listening(port: int, **values: Any) -> Pacs:
     listen = ListenConfig(port=port, peers=("CT1",), **values)
-    return Pacs(dimse=DimseConfig(host="127.0.0.1", port=1, title="PACS"), listen=listen, answer_s=2)
+    return Pacs(dimse=DimseConfig(host="127.0.0.1", port=1, title="PACS"), listen=listen, answer_s=5)
 
 
 def as_node(port: int, title: str = "CT1") -> Source:
     dimse = DimseConfig(host="127.0.0.1", port=port, title="WARDROUND")
-    return connect(Pacs(title=title, dimse=dimse, connect_s=2, answer_s=2))
+    return connect(Pacs(title=title, dimse=dimse, connect_s=5, answer_s=5))
 
 
 def test_what_a_scanner_sends_lies_whole_in_the_inbox_once_each(tmp_path: Path, site: SiteFolder) -> None:
