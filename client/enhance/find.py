@@ -62,8 +62,10 @@ def find(source: Path, out: Path, data: DataConfig, on_progress: Progress) -> Fo
                 series = text(dataset, "SeriesInstanceUID") or series
                 check(dataset, data)
                 instance = instance_of(dataset, file, sop_instance(dataset), secret)
-            if instance.identity not in seen:
-                instances.append(instance)
+            if instance.identity in seen:
+                series = str(file.path)  # files, not series: the series is enhanced
+                raise NotEnhanced(Why.COPY)
+            instances.append(instance)
             seen.add(instance.identity)
         except NotEnhanced as refusal:
             refused[refusal.reason, series] = None

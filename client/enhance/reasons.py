@@ -22,6 +22,7 @@ class Why(StrEnum):
     TOO_LARGE = "image too large for an enhancer with attention"
     NO_IDENTITY = "study, series or instance UID missing"
     BAD_IDENTITY = "instance UID is not valid"
+    COPY = "instance UID met before: the first file counts"
 
 
 class NotEnhanced(Exception):

@@ -72,6 +72,16 @@ def test_one_series_that_cannot_be_enhanced_does_not_stop_the_others(
     }
 
 
+def test_a_second_file_of_the_same_instance_is_counted_and_not_enhanced(
+    tmp_path: Path, installed: Installed, machine: MachineConfig, options: Options
+) -> None:
+    save_dicom(image(0, CT), tmp_path / "study" / "a.dcm")
+    save_dicom(image(0, CT + 1), tmp_path / "study" / "b.dcm")
+    summary = enhance_study(tmp_path / "study", tmp_path / "out", installed, machine, options)
+    assert summary.refused == {"instance UID met before: the first file counts": 1}
+    assert len(list((tmp_path / "out" / "series-001").glob("IM*.dcm"))) == 1
+
+
 def test_what_was_enhanced_already_is_not_enhanced_again(
     tmp_path: Path, installed: Installed, machine: MachineConfig, options: Options
 ) -> None:
