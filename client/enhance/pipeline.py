@@ -7,6 +7,7 @@ An error in a thread is raised where its result would have been used; the thread
 from __future__ import annotations
 
 import queue
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,20 @@ from typing import TypeVar, cast
 
 T = TypeVar("T")
 AHEAD = 3
+SWITCH_S = 5e-4
+"""How long a thread may keep the interpreter while another waits: by default ten times as long, and the network, whose
+hundred operations a slice need it for microseconds each, would wait that long behind a header that is being read."""
+
+
+@contextmanager
+def switching() -> Iterator[None]:
+    """The interpreter changes threads more often inside."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from client.enhance.derived import Series, derived, new_uid, save
 from client.enhance.diagnosis import score
 from client.enhance.encode import corrected
 from client.enhance.grid import Layout, layout_of
-from client.enhance.pipeline import ahead_of, behind
+from client.enhance.pipeline import ahead_of, behind, switching
 from client.enhance.reasons import NotEnhanced, as_refusal
 from client.enhance.release import Answer, InUse, answer
 from client.enhance.release import field as field_of
@@ -159,7 +159,7 @@ def _by_frame(work: _Work, instances: Iterator[Decoded]) -> None:
             work.running.seconds["decode"] += time.perf_counter() - started
             yield decoded, planes
 
-    with ahead_of(prepared()) as ready, behind() as hand_over:
+    with switching(), ahead_of(prepared()) as ready, behind() as hand_over:
         for decoded, image_FCHW in ready:
             said = _answered(work, image_FCHW)
             hand_over(partial(_give_back, work, decoded, said))
