@@ -34,6 +34,7 @@ from torch import Tensor
 from client.batches import evaluation_batches
 from client.dataset import Slices
 from client.reading import BATCH_SIZE, Values, images_of, reading, recognised
+from shared.acceptance import BINS
 from shared.batch import Batch
 from shared.config import CampaignConfig, MachineConfig
 from shared.images.descriptors import descriptors
@@ -46,7 +47,6 @@ from shared.recognise.recognition import Recognition
 from shared.types import Metrics, Moments
 
 LEAST_PATIENTS = 3
-BINS = 10
 KEYS = ("accept.", "describe.")
 """What the names of these figures begin with."""
 OVER_ALL = frozenset(
