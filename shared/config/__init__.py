@@ -41,6 +41,7 @@ from shared.config.programs import (
     StudyConfig,
     TableConfig,
 )
+from shared.config.protection import PrivacyConfig, SecAggConfig
 from shared.config.recognition import LabelsConfig, LearnConfig, RecogniserConfig, SelfRegConfig
 from shared.config.releasing import ReleaseConfig
 
@@ -66,10 +67,12 @@ __all__ = [
     "PersonaliseConfig",
     "Phase",
     "PhaseConfig",
+    "PrivacyConfig",
     "RecogniserConfig",
     "ReleaseConfig",
     "RoundsConfig",
     "ScannerConfig",
+    "SecAggConfig",
     "SelfRegConfig",
     "SimulationConfig",
     "SplitConfig",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from math import ceil
 from typing import Literal
 
+from shared.config.combined import check_protection
 from shared.config.generation import AugmentConfig, GenerateConfig, Phase
 from shared.config.limits import (
     LARGEST_RATE,
@@ -18,6 +20,7 @@ from shared.config.limits import (
     at_most,
     require,
 )
+from shared.config.protection import PrivacyConfig, SecAggConfig
 from shared.config.recognition import (
     BRIDGED,
     REGULARISED,
@@ -333,8 +336,21 @@ class StrategyConfig:
     promotion: Literal["none", "global", "layer", "projected", "orthogonal"] = "none"
     """The federated gate: what recognition added at the sites enters the mean only where it agrees with the mean of
     what the enhancement loss alone did (server/strategies/promotion.py)."""
+    robust: Literal["none", "median", "trimmed_mean", "krum", "multi_krum"] = "none"
+    """What stands for the weighted mean where some sites may be malicious (server/strategies/robust.py); sites count
+    equally then. Needs visible updates."""
+    malicious: int = 0
+    """How many sites at most are taken to be malicious: trimmed_mean drops as many at either end, Krum's distances
+    are to the n - malicious - 2 nearest."""
+    norm_bound: float | None = None
+    """Largest L2 norm of a site's update; a visible update beyond it is refused, a masked one is cut at the site."""
 
     def __post_init__(self) -> None:
+        if self.robust in ("trimmed_mean", "krum", "multi_krum"):
+            require(self.malicious >= 1, f"strategy.robust={self.robust} needs strategy.malicious of 1 or more", 0)
+        require(self.malicious >= 0, "strategy.malicious must be 0 or more", self.malicious)
+        if self.norm_bound is not None:
+            require(self.norm_bound > 0, "strategy.norm_bound must be above 0", self.norm_bound)
         if self.kind == "fedprox" and self.proximal_mu <= 0:
             raise ConfigError("strategy=fedprox needs strategy.proximal_mu above 0; without it choose strategy=fedavg")
         if self.kind != "fedprox" and self.proximal_mu:
@@ -384,6 +400,8 @@ class CampaignConfig:
     selfreg: SelfRegConfig = field(default_factory=SelfRegConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    secagg: SecAggConfig = field(default_factory=SecAggConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -430,7 +448,10 @@ class CampaignConfig:
 
     @property
     def images_per_step(self) -> int:
-        """The most that one optimiser step draws: four streams of training.batch_size, or one batch."""
+        """The most that one optimiser step draws: four streams of training.batch_size, or one batch. Under patients'
+        privacy what it is expected to draw: how many it did draw is not told."""
+        if self.privacy.kind == "patient":
+            return ceil(self.privacy.patients * self.privacy.slices)
         if self.generates:
             return self.training.batch_size
         return self.training.batch_size * (4 if self.learn.streams else 1)
@@ -438,6 +459,7 @@ class CampaignConfig:
     def __post_init__(self) -> None:
         self._check_recognition()
         self._check_generation()
+        check_protection(self)
         rule = "name must be 1 to 40 letters, digits, '-' or '_', starting with a letter or digit"
         require(bool(_NAME.fullmatch(self.name)), rule, self.name)
         if self.recognise.kind == "cnn" and self.masks:

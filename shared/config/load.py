@@ -58,9 +58,11 @@ def _cross(data: dict[Any, Any]) -> dict[str, Any] | None:
 
 
 # Keys of configs/simulation.yaml that a person sets and that `campaign` there is put together from.
-_INPUTS = {"data", "degrade", "enhance", "recognise", "learn", "selfreg", "objective", "strategy", "training"} | {
-    "generate", "augment", "round", "rounds", "budgets", "published", "gate", "seed", "seeds", "name", "experiment"
-}  # fmt: skip
+_INPUTS = {
+    *("data", "degrade", "enhance", "recognise", "learn", "selfreg", "objective", "strategy", "training", "generate"),
+    *("augment", "secagg", "privacy", "round", "rounds", "budgets", "published", "gate", "seed", "seeds", "name"),
+    "experiment",
+}
 
 
 def _simulation_values(values: dict[Any, Any]) -> dict[Any, Any]:

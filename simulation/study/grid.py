@@ -16,6 +16,8 @@ from shared.config import (
     AugmentConfig,
     GenerateConfig,
     LearnConfig,
+    PrivacyConfig,
+    SecAggConfig,
     SelfRegConfig,
     SimulationConfig,
     StudyConfig,
@@ -247,9 +249,13 @@ def key_of(config: SimulationConfig, setting: str, *, downstream: bool, unseen: 
         del kept["campaign"]["strategy"]
     # What came later is part of a key only where it is used: cells that were kept before it keep their keys.
     defaults = {"learn": LearnConfig(), "selfreg": SelfRegConfig(), "generate": GenerateConfig()}
-    for name, default in (*defaults.items(), ("augment", AugmentConfig())):
+    later = {"augment": AugmentConfig(), "secagg": SecAggConfig(), "privacy": PrivacyConfig()}
+    for name, default in (defaults | later).items():
         if kept["campaign"][name] == to_dict(default):
             del kept["campaign"][name]
+    for name, unused in {"robust": "none", "malicious": 0, "norm_bound": None}.items():
+        if kept["campaign"].get("strategy", {}).get(name, "") == unused:
+            del kept["campaign"]["strategy"][name]
     for data in (kept["campaign"]["data"], *([kept["cross"]["data"]] if kept["cross"] else [])):
         if not data["labels"]:
             del data["labels"]
