@@ -7,12 +7,19 @@ the site's operator did not approve.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from client.approvals import approved_files
 from client.folder import read
 from shared.config import MachineConfig
+
+if TYPE_CHECKING:
+    from client.rules import SiteRules
+    from shared.audit import AuditLog
+    from shared.manifest import SignedManifest
+    from shared.trust.identity import Identity, PublicIdentity
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +31,17 @@ class SiteSetup:
     machine: MachineConfig
     approved: Mapping[str, Path]
     """Digest of each approved campaign -> the site's own copy of its file."""
+    home: Path | None = None
+    """Folder (0700) of what a site keeps between messages: sessions of secure aggregation, the ledger of privacy."""
+    identity: Identity | None = None
+    """The site's own keys; None where it takes part in no masked campaign."""
+    peers: Mapping[str, PublicIdentity] = field(default_factory=dict)
+    """The other sites' public keys as they were pinned when the operator approved."""
+    manifests: Mapping[str, SignedManifest] = field(default_factory=dict)
+    """Campaign digest -> the manifest that was approved; empty in a simulation."""
+    rules: SiteRules | None = None
+    audit: AuditLog | None = None
+    paused: bool = False
 
     @property
     def generators(self) -> Path:
@@ -34,4 +52,4 @@ class SiteSetup:
 def load_site(path: Path) -> SiteSetup:
     """Read a site's folder by its `site.json`; raises ConfigError, DataError or RefusedError in one line."""
     site = read(path.parent)
-    return SiteSetup(site.name, site.store, site.machine, approved_files(site.approvals))
+    return SiteSetup(site.name, site.store, site.machine, approved_files(site.approvals), home=site.folder)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,8 @@ import numpy.typing as npt
 Arrays: TypeAlias = dict[str, npt.NDArray[np.float32]]
 """Named float32 arrays in a fixed order: weights, or a difference of weights."""
 
-Action: TypeAlias = Literal["handshake", "train", "evaluate"]
+Action: TypeAlias = Literal["handshake", "offer", "train", "unmask", "evaluate"]
+"""offer and unmask stand before and after `train` in a round under secure aggregation (shared/secagg)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,11 @@ class Plan:
     again."""
     frozen_digest: str = ""
     """SHA-256 of what the phase does not train (shared.weights.arrays_digest); empty where there is nothing."""
+    manifest_digest: str = ""
+    """SHA-256 of the signed manifest that the campaign runs under (shared/manifest.py); empty where it has none."""
+    secagg: Mapping[str, Any] = field(default_factory=dict)
+    """Under secure aggregation, as JSON values: `terms` of the session; to train also the `offers` of its sites, to
+    unmask its `survivors`. Read with checks by client/protect.py."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

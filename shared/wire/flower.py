@@ -26,7 +26,13 @@ from shared.wire.messages import ADDED, MAX_HEADER_BYTES, Record
 NUMPY = "numpy.ndarray"
 PACKED = "wardround.packed"
 SMALL_BYTES = 256 * 1024
-_MESSAGE_TYPES: dict[Action, str] = {"handshake": "query", "train": "train", "evaluate": "evaluate"}
+_MESSAGE_TYPES: dict[Action, str] = {
+    "handshake": "query",
+    "offer": "query",
+    "train": "train",
+    "unmask": "query",
+    "evaluate": "evaluate",
+}
 _FAILURES = {
     1: "the site could not load its program",
     2: "the site's program failed",

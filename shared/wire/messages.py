@@ -23,8 +23,9 @@ from shared.types import Action, Metrics, Moments, Plan, SiteCard, Update
 from shared.weights import PARTS, parts_of
 from shared.wire.arrays import Half, decode_array, encode_array, encode_half
 
-FORMAT = 4
-"""4: a plan says by a digest what a generator's phase does not train, and a handshake may bring it; 3: an update counts
+FORMAT = 5
+"""5: secure aggregation (plans to offer and to unmask, offers, masked updates, reveals) and the digest of a manifest;
+4: a plan says by a digest what a generator's phase does not train, and a handshake may bring it; 3: an update counts
 images per part of the network; 2: what recognition added may stand beside a difference."""
 ADDED = "added."
 MAX_HEADER_BYTES = 4 * 1024**2
@@ -89,6 +90,8 @@ def plan_record(plan: Plan) -> Record:
         "config_digest": plan.config_digest,
         "architecture_digest": plan.architecture_digest,
         "frozen_digest": plan.frozen_digest,
+        "manifest_digest": plan.manifest_digest,
+        "secagg": dict(plan.secagg),
         "shapes": {name: values.shape for name, values in plan.weights.items()},
     }
     return Record(header_bytes("plan", header), {name: encode_array(values) for name, values in plan.weights.items()})
@@ -182,6 +185,8 @@ def read_plan(record: Record) -> Plan:
         architecture_digest=_digest(header, "architecture_digest"),
         weights={name: decode_array(name, record.arrays[name], shape) for name, shape in shapes.items()},
         frozen_digest=_digest(header, "frozen_digest") if header.get("frozen_digest") else "",
+        manifest_digest=_digest(header, "manifest_digest") if header.get("manifest_digest") else "",
+        secagg=_group(header, "secagg"),
     )
 
 

@@ -144,9 +144,10 @@ CARD = card_record(SiteCard("hospital-1", DIGEST, DIGEST, "0.1.0", {}))
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        (header(update_record(UPDATE), format=1), "expected a message of format 4"),
-        (header(update_record(UPDATE), format=2), "expected a message of format 4"),
-        (header(update_record(UPDATE), format=3), "expected a message of format 4"),
+        (header(update_record(UPDATE), format=1), "expected a message of format 5"),
+        (header(update_record(UPDATE), format=2), "expected a message of format 5"),
+        (header(update_record(UPDATE), format=3), "expected a message of format 5"),
+        (header(update_record(UPDATE), format=4), "expected a message of format 5"),
         (header(update_record(UPDATE), kind="pickle"), "another kind of message"),
         (header(update_record(UPDATE), kind=3), "not an object with a kind"),
         (header(update_record(UPDATE), site="../../etc"), "a site's name must be"),
@@ -211,7 +212,7 @@ def test_an_answer_out_of_bounds_is_refused_with_the_reason(record: Record, reas
 
 def test_a_plan_with_an_unknown_action_or_a_broken_array_is_refused() -> None:
     plan = plan_record(Plan("demo", "train", 2, DIGEST, DIGEST, WEIGHTS))
-    with pytest.raises(DataError, match="action must be one of handshake, train, evaluate"):
+    with pytest.raises(DataError, match="action must be one of handshake, offer, train, unmask, evaluate"):
         read_plan(header(plan, action="run"))
     with pytest.raises(DataError, match="array 'enhancer.z'"):
         read_plan(replace(plan, arrays={**plan.arrays, "enhancer.z": b"short"}))
