@@ -6,17 +6,16 @@ Exit codes (shared/errors.py): 0 done, 2 wrong use or config, 3 refused, 4 no an
 from __future__ import annotations
 
 import argparse
-import datetime as dt
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.table import Table
 
-from server import folder
+from server import cli_sites, folder
+from server.terminal import OUT, command, now
 from shared.config import ReleaseConfig, SimulationConfig, campaign_digest, load, load_campaign, save_campaign
 from shared.errors import ConfigError, WardroundError
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from server.records import RoundRecord
     from server.submit import Submitted
 
-_OUT = Console(highlight=False, soft_wrap=True)
 _LISTED = ("name", "version", "made_at", "campaign_digest", "architecture_digest")
 
 
@@ -56,18 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _init(arguments: argparse.Namespace) -> int:
     hosts = tuple(host.strip() for host in arguments.host.split(",") if host.strip())
-    made = folder.found(arguments.folder, arguments.name, hosts, arguments.port, _now())
-    _OUT.print(f"Federation {made.name} is founded; its certificate is for {', '.join(made.hosts)}.")
-    _OUT.print(f"Give every site this file: {made.authority}")
-    return 0
-
-
-def _add_site(arguments: argparse.Namespace) -> int:
-    coordinator = folder.read(arguments.folder)
-    fingerprint = folder.admit(coordinator, arguments.site, arguments.public_key)
-    _OUT.print(f"Site {arguments.site} is admitted with key {fingerprint}")
-    _OUT.print("Compare that with what the site reads out by telephone.")
-    _OUT.print(f"The site needs: {coordinator.authority}")
+    made = folder.found(arguments.folder, arguments.name, hosts, arguments.port, now())
+    OUT.print(f"Federation {made.name} is founded; its certificate is for {', '.join(made.hosts)}.")
+    OUT.print(f"Give every site this file: {made.authority}")
     return 0
 
 
@@ -80,7 +69,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         port=arguments.port or coordinator.port,
         bind=arguments.bind,
         exposed=arguments.dangerously_expose_control,
-        say=_OUT.print,
+        say=OUT.print,
     )
     return 0
 
@@ -94,8 +83,8 @@ def _campaign_new(arguments: argparse.Namespace) -> int:
         save_campaign(campaign, arguments.out)
     except OSError:
         raise ConfigError(f"{arguments.out.name} cannot be written there; choose another --out") from None
-    _OUT.print(f"Campaign {campaign.name} in {arguments.out}; digest {campaign_digest(campaign)}")
-    _OUT.print("Every site reads and approves this file: wardround-site approve DIR FILE")
+    OUT.print(f"Campaign {campaign.name} in {arguments.out}; digest {campaign_digest(campaign)}")
+    OUT.print("Every site reads and approves this file: wardround-site approve DIR FILE")
     return 0
 
 
@@ -117,7 +106,7 @@ def _submit(arguments: argparse.Namespace, *, resume: bool) -> int:
     sites = tuple(site.strip() for site in arguments.sites.split(",") if site.strip())
     reach(coordinator)
     submitted = submit(coordinator, campaign, sites, resume=resume)
-    _OUT.print(f"Campaign {campaign.name} is submitted to {', '.join(submitted.sites)}; files in {submitted.run_dir}")
+    OUT.print(f"Campaign {campaign.name} is submitted to {', '.join(submitted.sites)}; files in {submitted.run_dir}")
     with _progress() as progress:
         bar = progress.add_task("rounds", total=submitted.turns)
         progress.update(bar, completed=len(submitted.known))
@@ -132,7 +121,7 @@ def _submit(arguments: argparse.Namespace, *, resume: bool) -> int:
                 progress.console.print(words)
 
         follow(coordinator, submitted, show, tell)
-    _OUT.print(f"Completed. Report: wardround-coordinator report {submitted.run_dir}")
+    OUT.print(f"Completed. Report: wardround-coordinator report {submitted.run_dir}")
     return 0
 
 
@@ -150,7 +139,7 @@ def _round_line(record: RoundRecord, submitted: Submitted) -> str:
 def _status(arguments: argparse.Namespace) -> int:
     from server.serve import status
 
-    state = status(folder.read(arguments.folder), _now())
+    state = status(folder.read(arguments.folder), now())
     if arguments.json:
         print(json.dumps(state, indent=1))
         return 0
@@ -162,15 +151,15 @@ def _status(arguments: argparse.Namespace) -> int:
         table.add_row("site", site, word)
     for name, run in state["runs"].items():
         table.add_row("run", name, f"{run['rounds_done']} of {run['rounds']} rounds, {run['state']} {run['reason']}")
-    _OUT.print(table)
-    _OUT.print(f"Server certificate: {state['certificate_days']} days left; serve renews it in its last 30.")
+    OUT.print(table)
+    OUT.print(f"Server certificate: {state['certificate_days']} days left; serve renews it in its last 30.")
     return 0
 
 
 def _report(arguments: argparse.Namespace) -> int:
     from server.report import write_report
 
-    _OUT.print(f"Written: {write_report(arguments.run_dir)}")
+    OUT.print(f"Written: {write_report(arguments.run_dir)}")
     return 0
 
 
@@ -179,20 +168,20 @@ def _export(arguments: argparse.Namespace) -> int:
 
     if arguments.bundle is not None:
         names = export_bundle(arguments.run_dir, arguments.bundle)
-        _OUT.print(f"Written: {arguments.bundle}, a MONAI bundle: {', '.join(names)}")
+        OUT.print(f"Written: {arguments.bundle}, a MONAI bundle: {', '.join(names)}")
         return 0
     if arguments.file is None:
         raise ConfigError("export what to? give FILE for a network, or --bundle FOLDER for all of a release")
     if arguments.network == "generator":
         made = export_generator(arguments.run_dir, arguments.file)
-        _OUT.print(f"Written: {arguments.file}, the generator of {made.campaign}: {', '.join(made.networks)}")
-        _OUT.print(f"Another campaign starts from it with generate.start={arguments.file}")
+        OUT.print(f"Written: {arguments.file}, the generator of {made.campaign}: {', '.join(made.networks)}")
+        OUT.print(f"Another campaign starts from it with generate.start={arguments.file}")
         return 0
     done = export_network(arguments.run_dir, arguments.file, arguments.network)
     outputs = ", ".join(done.written.outputs)
-    _OUT.print(f"Written: {arguments.file}, the {done.network} of {done.campaign} {done.state}")
-    _OUT.print(f"Outputs: {outputs}; what they mean and how images are prepared stands in the file's metadata.")
-    _OUT.print(comparison_shown(done.written.comparison))
+    OUT.print(f"Written: {arguments.file}, the {done.network} of {done.campaign} {done.state}")
+    OUT.print(f"Outputs: {outputs}; what they mean and how images are prepared stands in the file's metadata.")
+    OUT.print(comparison_shown(done.written.comparison))
     return 0
 
 
@@ -208,15 +197,15 @@ def _release(arguments: argparse.Namespace) -> int:
         arguments.run_dir,
         arguments.out,
         config,
-        _now(),
+        now(),
         name=arguments.name,
         reference=arguments.reference,
     )
-    for table in terminal_tables([Gate(**gate) for gate in made.manifest.gates], _OUT.width):
-        _OUT.print(table)
-    _OUT.print(LEGEND)
-    _OUT.print(f"Written: {arguments.out}, {made.manifest.name} v{made.manifest.version}; release digest {made.digest}")
-    _OUT.print("Every site verifies and installs it: wardround-site install DIR FILE")
+    for table in terminal_tables([Gate(**gate) for gate in made.manifest.gates], OUT.width):
+        OUT.print(table)
+    OUT.print(LEGEND)
+    OUT.print(f"Written: {arguments.out}, {made.manifest.name} v{made.manifest.version}; release digest {made.digest}")
+    OUT.print("Every site verifies and installs it: wardround-site install DIR FILE")
     return 0
 
 
@@ -229,10 +218,10 @@ def _releases(arguments: argparse.Namespace) -> int:
         print(json.dumps(shown, indent=1))
         return 0
     if not made:
-        _OUT.print("No release yet; make one of a run that is over: wardround-coordinator release DIR RUN_DIR OUT")
+        OUT.print("No release yet; make one of a run that is over: wardround-coordinator release DIR RUN_DIR OUT")
         return 0
     for each in made:  # lines, not a table: digests are there to be compared whole
-        _OUT.print(f"{each.name} v{each.version}, {each.made_at}, of {', '.join(each.sites)}; digest {each.digest}")
+        OUT.print(f"{each.name} v{each.version}, {each.made_at}, of {', '.join(each.sites)}; digest {each.digest}")
     return 0
 
 
@@ -255,16 +244,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    init = _command(commands, "init", _init, "found a federation in a new folder")
+    init = command(commands, "init", _init, "found a federation in a new folder")
     init.add_argument("--name", required=True)
     init.add_argument("--host", default="127.0.0.1", metavar="NAME[,NAME]", help="names that sites dial")
     init.add_argument("--port", type=int, default=folder.DEFAULT_PORT)
 
-    add_site = _command(commands, "add-site", _add_site, "admit a site by its public key")
-    add_site.add_argument("site", metavar="SITE")
-    add_site.add_argument("public_key", type=Path, metavar="KEY.PUB")
-
-    serve = _command(commands, "serve", _serve, "serve the federation in the foreground")
+    serve = command(commands, "serve", _serve, "serve the federation in the foreground")
     serve.add_argument("--port", type=int, help="default: the one given to init")
     serve.add_argument("--bind", default="127.0.0.1", metavar="ADDRESS")
     serve.add_argument(
@@ -274,7 +259,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     campaign = commands.add_parser("campaign", help="compose a campaign file")
-    new = _command(campaign.add_subparsers(required=True, metavar="ACTION"), "new", _campaign_new, "compose one")
+    new = command(campaign.add_subparsers(required=True, metavar="ACTION"), "new", _campaign_new, "compose one")
     new.add_argument("--out", required=True, type=Path, metavar="FILE")
     new.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for wardround-simulate: experiment=NAME ...")
 
@@ -282,21 +267,21 @@ def _parser() -> argparse.ArgumentParser:
         ("run", _run, "submit a campaign and follow it"),
         ("resume", _resume, "go on with a campaign at the round that was lost"),
     ):
-        command = _command(commands, name, run, text)
-        command.add_argument("campaign", type=Path, metavar="CAMPAIGN")
-        command.add_argument("--sites", default="", metavar="A,B,C", help="default: every admitted site")
+        one = command(commands, name, run, text)
+        one.add_argument("campaign", type=Path, metavar="CAMPAIGN")
+        one.add_argument("--sites", default="", metavar="A,B,C", help="default: every admitted site")
 
-    _command(commands, "status", _status, "processes, sites, runs").add_argument("--json", action="store_true")
+    command(commands, "status", _status, "processes, sites, runs").add_argument("--json", action="store_true")
     report = commands.add_parser("report", help="write report.html and report.json of a run")
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     report.set_defaults(command=_report)
-    release = _command(commands, "release", _release, "sign the weights of a run that is over, if its gates hold")
+    release = command(commands, "release", _release, "sign the weights of a run that is over, if its gates hold")
     release.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="of a coordinator or of wardround-simulate")
     release.add_argument("out", type=Path, metavar="OUT", help="the .release file that sites install")
     release.add_argument("--name", help="default: the campaign's; versions count up per name")
     release.add_argument("--reference", type=Path, metavar="FILE", help="images that no adaptation may get worse on")
     release.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="limits of the gates: erased=0.1 ...")
-    _command(commands, "releases", _releases, "every release that was made here").add_argument(
+    command(commands, "releases", _releases, "every release that was made here").add_argument(
         "--json", action="store_true"
     )
     export = commands.add_parser("export", help="write a network of a run or of a release as a file")
@@ -307,25 +292,16 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--bundle", type=Path, metavar="FOLDER", help="all of a release, as a MONAI bundle")
     export.add_argument("--network", choices=("recogniser", "enhancer", "generator"), default="recogniser")
     export.set_defaults(command=_export)
+    for further in (cli_sites,):
+        further.add(commands)
     return parser
-
-
-def _command(commands: Any, name: str, run: object, text: str) -> argparse.ArgumentParser:
-    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
-    command.add_argument("folder", type=Path, metavar="DIR", help="the coordinator's folder")
-    command.set_defaults(command=run)
-    return command
-
-
-def _now() -> dt.datetime:
-    return dt.datetime.now(dt.UTC)
 
 
 def _progress() -> Progress:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeRemainingColumn(), console=_OUT)
+    return Progress(*columns, TimeRemainingColumn(), console=OUT)
 
 
 if __name__ == "__main__":
