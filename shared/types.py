@@ -93,6 +93,26 @@ class Update:
     """Part of the network (shared.weights.PARTS) -> images whose loss moved it: what the part is averaged by.
     At least every part that the difference has, which are those that the message tells; 0 where the site has no
     label for one."""
+    noise_multiplier: float = 0.0
+    """What the site's ledger was charged for noise on the whole update (privacy=site); stays at the site."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """Site to coordinator, before a masked round: its offer (shared.secagg.protocol.Offer) as JSON values."""
+
+    site: str
+    round: int
+    offer: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Revealed:
+    """Site to coordinator, after a masked round: its reveal (shared.secagg.protocol.Reveal) as JSON values."""
+
+    site: str
+    round: int
+    reveal: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

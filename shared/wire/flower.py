@@ -21,10 +21,12 @@ from flwr.serverapp import Grid
 from shared.errors import DataError
 from shared.types import Action
 from shared.wire.link import Failure, Peer
-from shared.wire.messages import ADDED, MAX_HEADER_BYTES, Record
+from shared.wire.messages import ADDED, MASKED, MAX_HEADER_BYTES, Record
 
 NUMPY = "numpy.ndarray"
 PACKED = "wardround.packed"
+BYTES = "wardround.bytes"
+"""Of the array of a masked update, which is no .npy file."""
 SMALL_BYTES = 256 * 1024
 _MESSAGE_TYPES: dict[Action, str] = {
     "handshake": "query",
@@ -56,7 +58,7 @@ def to_content(record: Record) -> RecordDict:
     shapes = json.loads(record.header)["shapes"]
     small = {name: data for name, data in record.arrays.items() if len(data) < SMALL_BYTES}
     arrays = {
-        name: Array(dtype=_dtype(name), shape=tuple(shapes[name]), stype=NUMPY, data=data)
+        name: Array(dtype=_dtype(name), shape=tuple(shapes[name]), stype=_kind(name), data=data)
         for name, data in record.arrays.items()
         if name not in small
     }
@@ -70,7 +72,11 @@ def to_content(record: Record) -> RecordDict:
 
 
 def _dtype(name: str) -> str:
-    return "float16" if name.startswith(ADDED) else "float32"
+    return "uint8" if name == MASKED else "float16" if name.startswith(ADDED) else "float32"
+
+
+def _kind(name: str) -> str:
+    return BYTES if name == MASKED else NUMPY
 
 
 def to_record(content: RecordDict) -> Record:

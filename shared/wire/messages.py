@@ -2,7 +2,8 @@
 
 A record is one JSON header and named arrays as .npy bytes; it knows nothing of Flower. Every number that a peer could
 abuse is a named limit. Arrays of an update stay bytes here: the coordinator decodes them one at a time. Arrays are
-float32; what recognition added (names under `added.`) is float16 with a scale in the header, half as many bytes.
+float32; what recognition added (names under `added.`) is float16 with a scale in the header, half as many bytes. A
+masked update is one array of bytes, which tells nothing without those of the other sites (shared/secagg).
 
 Why JSON and not Flower's typed records: one header can be read by a person, checked field by field in one place, and
 carried by another transport (the site's worker, a file) unchanged.
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast, get_args
 
 from shared.errors import DataError
-from shared.types import Action, Metrics, Moments, Plan, SiteCard, Update
+from shared.types import Action, Metrics, Moments, Offered, Plan, Revealed, SiteCard, Update
 from shared.weights import PARTS, parts_of
 from shared.wire.arrays import Half, decode_array, encode_array, encode_half
 
@@ -28,20 +29,25 @@ FORMAT = 5
 4: a plan says by a digest what a generator's phase does not train, and a handshake may bring it; 3: an update counts
 images per part of the network; 2: what recognition added may stand beside a difference."""
 ADDED = "added."
+MASKED = "masked"
+"""Name of the one array of a masked update: the bytes of shared.secagg.fixed_point.pack, without an .npy header."""
 MAX_HEADER_BYTES = 4 * 1024**2
 MAX_ARRAYS = 20_000
 MAX_NAME_CHARS = 300
 MAX_REASON_CHARS = 300
 MAX_METRICS = 1_000
 MAX_COUNT = 2**53
+MAX_SITES = 1_000
+"""Most sites that the groups of secure aggregation name."""
 
 _SITE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_SESSION = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Record:
-    """One message: a JSON object and .npy arrays whose shapes stand in it under `shapes`."""
+    """One message: a JSON object and .npy arrays (or MASKED) whose shapes stand in it under `shapes`."""
 
     header: bytes
     arrays: Mapping[str, bytes] = field(default_factory=dict)
@@ -68,6 +74,17 @@ class ReceivedUpdate:
     """By the name of the array in `shapes` that it is a part of, and of the same shape."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ReceivedMasked:
+    """A masked update: a checked header beside a vector that tells nothing alone."""
+
+    head: ReceivedUpdate
+    """Without arrays; its `shapes` are those of the arrays that the vector stands for, in the vector's order. What
+    recognition added has the prefix ADDED there."""
+    session: str
+    masked: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """A site's no: the class of the error at the site, and its reason in one line."""
@@ -76,7 +93,7 @@ class Refusal:
     reason: str
 
 
-Answer: TypeAlias = SiteCard | ReceivedUpdate | Refusal
+Answer: TypeAlias = SiteCard | ReceivedUpdate | ReceivedMasked | Offered | Revealed | Refusal
 
 
 # ------------------------------------------------------------------------------------------------------------ writing
@@ -105,6 +122,24 @@ def update_record(update: Update) -> Record:
         header["shapes"] |= {ADDED + name: values.shape for name, values in update.added.items()}
     arrays = {name: encode_array(values) for name, values in update.difference.items()}
     return Record(header_bytes("update", header), arrays | {ADDED + name: half.data for name, half in halves.items()})
+
+
+def masked_record(update: Update, session: str, masked: bytes) -> Record:
+    """An update whose arrays have gone into `masked`: its differences, then what was added, in their order."""
+    header = update_header(update)
+    added = {ADDED + name: values.shape for name, values in update.added.items()}
+    header |= {"session": session, "stands_for": header["shapes"] | added, "shapes": {MASKED: [len(masked)]}}
+    return Record(header_bytes("masked", header), {MASKED: masked})
+
+
+def offer_record(offered: Offered) -> Record:
+    header = {"site": offered.site, "round": offered.round, "offer": dict(offered.offer)}
+    return Record(header_bytes("offer", header))
+
+
+def reveal_record(revealed: Revealed) -> Record:
+    header = {"site": revealed.site, "round": revealed.round, "reveal": dict(revealed.reveal)}
+    return Record(header_bytes("reveal", header))
 
 
 def update_header(update: Update) -> dict[str, Any]:
@@ -186,15 +221,21 @@ def read_plan(record: Record) -> Plan:
         weights={name: decode_array(name, record.arrays[name], shape) for name, shape in shapes.items()},
         frozen_digest=_digest(header, "frozen_digest") if header.get("frozen_digest") else "",
         manifest_digest=_digest(header, "manifest_digest") if header.get("manifest_digest") else "",
-        secagg=_group(header, "secagg"),
+        secagg=_group(header, "secagg", 3),
     )
 
 
 def read_answer(record: Record) -> Answer:
-    """What a site replied, by its kind; DataError when it is none of the three or a field is out of bounds."""
+    """What a site replied, by its kind; DataError when it is none of them or a field is out of bounds."""
     header = _header(record)
     if header["kind"] == "update":
         return _update(header, record)
+    if header["kind"] == "masked":
+        return _masked(header, record)
+    if header["kind"] == "offer":
+        return Offered(_site(header), _count(header, "round"), _group(header, "offer", MAX_SITES))
+    if header["kind"] == "reveal":
+        return Revealed(_site(header), _count(header, "round"), _group(header, "reveal", MAX_SITES))
     if header["kind"] == "card":
         return SiteCard(
             site=_site(header),
@@ -205,15 +246,34 @@ def read_answer(record: Record) -> Answer:
         )
     if header["kind"] == "refusal":
         return Refusal(one_line(_text(header, "error", 60)), one_line(_text(header, "reason", MAX_REASON_CHARS)))
-    raise DataError("expected a site card, an update or a refusal, got another kind of message")
+    raise DataError("expected a site card, an update, an offer, a reveal or a refusal, got another kind of message")
 
 
 def _update(header: dict[str, Any], record: Record) -> ReceivedUpdate:
-    training = _group(header, "training")
     shapes = _shapes(header, record)
     added = _added(header, shapes, record)
     for name in added:
         del shapes[ADDED + name]
+    return _received(header, shapes, {name: record.arrays[name] for name in shapes}, added)
+
+
+def _masked(header: dict[str, Any], record: Record) -> ReceivedMasked:
+    if _shapes(header, record) != {MASKED: (len(record.arrays.get(MASKED, b"")),)}:
+        raise DataError("a masked update holds one array of bytes and no other")
+    session = _text(header, "session", 32)
+    if not _SESSION.fullmatch(session):
+        raise DataError("field 'session' must be 32 hexadecimal digits")
+    head = _received(header, _sizes(_group(header, "stands_for", MAX_ARRAYS)), {}, {})
+    return ReceivedMasked(head, session, record.arrays[MASKED])
+
+
+def _received(
+    header: dict[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    arrays: Mapping[str, bytes],
+    added: Mapping[str, Half],
+) -> ReceivedUpdate:
+    training = _group(header, "training")
     return ReceivedUpdate(
         site=_site(header),
         round=_count(header, "round"),
@@ -222,7 +282,7 @@ def _update(header: dict[str, Any], record: Record) -> ReceivedUpdate:
         training={key: _number(training, key) for key in training},
         evaluation=read_metrics(_group(header, "evaluation")),
         shapes=shapes,
-        arrays={name: record.arrays[name] for name in shapes},
+        arrays=arrays,
         added=added,
     )
 
@@ -281,6 +341,10 @@ def _shapes(header: Mapping[str, Any], record: Record) -> dict[str, tuple[int, .
     shapes = _group(header, "shapes", MAX_ARRAYS)
     if set(shapes) != set(record.arrays):
         raise DataError("the arrays of a message are not those that its header names")
+    return _sizes(shapes)
+
+
+def _sizes(shapes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     for name, shape in shapes.items():
         if len(name) > MAX_NAME_CHARS or not isinstance(shape, list) or len(shape) > 8:
             raise DataError("an array's name or number of dimensions is out of bounds")

@@ -18,7 +18,7 @@ from shared.errors import DataError
 from shared.types import Plan, Update
 from shared.wire.flower import SMALL_BYTES, GridLink, to_content, to_record
 from shared.wire.link import Failure, Peer
-from shared.wire.messages import Record, plan_record, read_plan, update_record
+from shared.wire.messages import Record, masked_record, plan_record, read_plan, update_record
 
 WEIGHTS = {"b.weight": np.ones((2, 2), np.float32), "a.bias": np.zeros(3, np.float32)}
 RECORD = plan_record(Plan("demo", "train", 1, "a" * 64, "b" * 64, WEIGHTS))
@@ -46,6 +46,15 @@ def test_flower_reads_what_recognition_added_as_float16() -> None:
     assert isinstance(arrays, ArrayRecord)
     assert arrays["added.enhancer.w"].dtype == "float16"
     np.testing.assert_array_equal(arrays["added.enhancer.w"].numpy(), values.astype(np.float16))
+    assert to_record(to_content(record)).arrays == record.arrays
+
+
+@pytest.mark.parametrize("size", [100, SMALL_BYTES])
+def test_a_masked_update_travels_as_the_bytes_that_it_is(size: int) -> None:
+    record = masked_record(Update("a", 1, 1, {"w": np.ones(size // 5, np.float32)}), "0" * 32, bytes(size))
+    arrays = to_content(record)["arrays"]
+    assert isinstance(arrays, ArrayRecord)
+    assert [array.dtype for array in arrays.values()] == ["uint8"]
     assert to_record(to_content(record)).arrays == record.arrays
 
 

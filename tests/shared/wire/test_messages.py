@@ -14,20 +14,24 @@ from hypothesis import strategies as st
 from shared.config import CampaignConfig, EnhancerConfig, RecogniserConfig
 from shared.errors import DataError
 from shared.networks import build_networks
-from shared.types import Moments, Plan, SiteCard, Update
+from shared.types import Moments, Offered, Plan, Revealed, SiteCard, Update
 from shared.weights import ENHANCER, PARTS, to_arrays
 from shared.wire import messages
 from shared.wire.arrays import decode_half
 from shared.wire.messages import (
+    ReceivedMasked,
     ReceivedUpdate,
     Record,
     Refusal,
     card_record,
+    masked_record,
+    offer_record,
     one_line,
     plan_record,
     read_answer,
     read_plan,
     refusal_record,
+    reveal_record,
     update_record,
 )
 
@@ -107,6 +111,33 @@ def test_both_parts_travel_in_1_3_of_a_model(campaign: CampaignConfig, enhancer:
     both = update_record(Update("a", 1, 1, weights, added=part, images=EVERY)).num_bytes
     assert both / model == pytest.approx(1 + of_all / 2, abs=0.01)
     assert both / model <= 1.3
+
+
+SESSION = "0" * 32
+MASKED = masked_record(PROMOTING, SESSION, b"12345" * 16)
+
+
+def test_a_masked_update_tells_its_counts_and_what_its_bytes_stand_for_and_no_array() -> None:
+    received = read_answer(MASKED)
+    assert isinstance(received, ReceivedMasked)
+    assert (received.session, received.masked) == (SESSION, b"12345" * 16)
+    head = received.head
+    assert (head.site, head.round, head.num_samples, dict(head.images)) == ("hospital-1", 3, 64, {"encoder": 60})
+    assert list(head.shapes.items()) == [("enhancer.z", (2, 3)), ("recogniser.a", (4,)), ("added.enhancer.z", (2, 3))]
+    assert head.arrays == head.added == {}
+    assert dict(head.evaluation) == dict(UPDATE.evaluation)
+    assert MASKED.num_bytes == len(MASKED.header) + len("masked") + 80
+
+
+def test_offers_reveals_and_plans_for_them_survive_the_wire() -> None:
+    for answer, write in (
+        (Offered("a", 2, {"key": "00"}), offer_record),
+        (Revealed("a", 2, {"seeds": {}}), reveal_record),
+    ):
+        assert read_answer(write(answer)) == answer  # type: ignore[operator]
+    asked = Plan("demo", "unmask", 2, DIGEST, DIGEST, manifest_digest="c" * 64, secagg={"survivors": ["a", "b"]})
+    plan = read_plan(plan_record(asked))
+    assert (plan.action, plan.manifest_digest, plan.secagg) == ("unmask", "c" * 64, {"survivors": ["a", "b"]})
 
 
 def test_a_card_and_a_refusal_survive_the_wire() -> None:
@@ -196,6 +227,17 @@ CARD = card_record(SiteCard("hospital-1", DIGEST, DIGEST, "0.1.0", {}))
             "must have the shape of that array",
         ),
         (header(update_record(PROMOTING), shapes={"enhancer.z": [2, 3], "recogniser.a": [4]}), "not those that its"),
+        (header(MASKED, session="0" * 31), "32 hexadecimal digits"),
+        (header(MASKED, session="Z" * 32), "32 hexadecimal digits"),
+        (header(MASKED, shapes={"masked": [79]}), "one array of bytes and no other"),
+        (header(update_record(UPDATE), kind="masked"), "one array of bytes and no other"),
+        (header(MASKED, stands_for=[1]), "field 'stands_for' must be a group"),
+        (header(MASKED, stands_for={"a": [-1]}), "whole numbers"),
+        (header(MASKED, stands_for={"a": [1] * 9}), "out of bounds"),
+        (header(MASKED, num_samples=-1), "field 'num_samples' must be a whole number"),
+        (header(offer_record(Offered("a", 1, {})), offer=3), "field 'offer' must be a group"),
+        (header(offer_record(Offered("a", 1, {})), site="../a"), "a site's name must be"),
+        (header(reveal_record(Revealed("a", 1, {})), reveal={str(i): 1 for i in range(1001)}), "at most 1000 names"),
         (header(CARD, config_digest="zz"), "must be a SHA-256"),
         (header(CARD, counts={"patients": -1}), "field 'patients' must be a whole number"),
         (Record(b"\xff\x00"), "not JSON"),

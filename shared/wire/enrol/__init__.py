@@ -1,0 +1,1 @@
+"""Messages and services of shared/wire/enrol.proto: generated, see generate.py."""
