@@ -16,10 +16,10 @@ from pydicom.dataset import Dataset
 
 from client.enhance.reasons import NotEnhanced, as_refusal
 from client.ingest.intensity import MOST_VALUES, Ends, ends
-from client.ingest.pixels import decode, rescale, to_channels
+from client.ingest.pixels import decode_both, rescale, to_channels
 from client.ingest.reasons import Quarantined, Reason
 from client.ingest.series import Instance, Stack
-from client.ingest.validate import read_whole, reading, text
+from client.ingest.validate import read_whole, text
 from shared.config import DataConfig
 
 KEPT_BYTES = 256 << 20
@@ -53,10 +53,8 @@ def decoded(instance: Instance) -> Decoded:
     """Raises NotEnhanced where the pixels cannot be read, or are not what the header announced."""
     with as_refusal():
         dataset = read_whole(instance.source)
-        frames = decode(dataset)
-        with reading(Reason.UNDECODABLE):
-            stored_FHWC = dataset.pixel_array.reshape(frames.values_FHWC.shape)
-        if stored_FHWC.shape[:3] != instance.shape:
+        frames, stored_FHWC = decode_both(dataset)
+        if stored_FHWC.shape[:3] != instance.shape or stored_FHWC.shape != frames.values_FHWC.shape:
             raise Quarantined(Reason.UNDECODABLE)
         slopes_F, offsets_F = _line(dataset, len(stored_FHWC), frames.lowest + frames.highest)
     if not slopes_F.all():

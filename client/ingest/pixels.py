@@ -1,6 +1,7 @@
 """One DICOM instance in; its frames in the modality's unit, float32 (F, H, W, C), out.
 
-Decoding is pydicom's with the pylibjpeg, pyjpegls and gdcm plugins; YBR comes back as RGB. Then, in this order:
+Decoding is pydicom's with the pylibjpeg, pyjpegls and gdcm plugins, those in a process of their own
+(client/ingest/decoder.py); YBR comes back as RGB. Then, in this order:
 palette (PS3.3 C.7.6.3.1.6), modality LUT or rescale (C.11.1), dose grid scaling (C.8.8.3.4.1), MONOCHROME1 inverted.
 The VOI LUT and windows are not applied: they are a reader's display choice, and the campaign's intensity rule takes
 their place. Overlays are left out: they are drawn by people.
@@ -20,6 +21,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 
+from client.ingest.decoder import decoded
 from client.ingest.reasons import Quarantined, Reason
 from client.ingest.validate import check_limits, num_frames, reading, text
 
@@ -38,6 +40,11 @@ class Frames:
 
 def decode(dataset: Dataset) -> Frames:
     """Frames of an instance; Quarantined where there are none, too many, or none that any plugin can decode."""
+    return decode_both(dataset)[0]
+
+
+def decode_both(dataset: Dataset) -> tuple[Frames, npt.NDArray[Any]]:
+    """Frames, and the stored values that they were made from, (F, H, W, C)."""
     check_limits(dataset)
     if not any(keyword in dataset for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         raise Quarantined(Reason.NO_PIXELS)
@@ -56,7 +63,7 @@ def decode(dataset: Dataset) -> Frames:
             raise Quarantined(Reason.UNSUPPORTED_COLOUR)
     if not np.isfinite(frames.values_FHWC).all():
         raise Quarantined(Reason.NOT_FINITE)
-    return frames
+    return frames, stored_FHWC
 
 
 def decode_segments(dataset: Dataset) -> npt.NDArray[Any]:
@@ -158,17 +165,31 @@ def _first(sequence: Any) -> Dataset:
 
 
 def _stored(dataset: Dataset) -> npt.NDArray[Any]:
-    """Stored values by the first plugin that can decode them."""
-    import gdcm  # type: ignore[import-untyped]
+    """Stored values by the first plugin that can decode them; no native decoder runs in this process."""
+    if "PixelData" not in dataset or not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        stored: npt.NDArray[Any] = dataset.pixel_array
+        return stored
+    _check_codestreams(dataset)
+    pixels: dict[str, Any] = {name: int(dataset[keyword].value) for name, keyword in _PIXEL_KEYWORDS.items()}
+    pixels["number_of_frames"] = num_frames(dataset)
+    pixels["pixel_representation"] = int(dataset.get("PixelRepresentation") or 0)
+    planar = dataset.get("PlanarConfiguration")
+    pixels["planar_configuration"] = None if planar is None else int(planar)
+    tables = [dataset.get(keyword) for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")]
+    pixels["offsets"] = None if None in tables else [bytes(table).hex() for table in tables]
+    pixels["photometric_interpretation"] = text(dataset, "PhotometricInterpretation")[:MOST_TEXT]
+    pixels["syntax"] = str(dataset.file_meta.TransferSyntaxUID)[:MOST_TEXT]
+    return decoded(pixels, dataset.PixelData)
 
-    # gdcm writes to stderr from C++, with file content in the text.
-    gdcm.Trace.WarningOff()
-    gdcm.Trace.ErrorOff()
-    gdcm.Trace.DebugOff()
-    if "PixelData" in dataset and dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-        _check_codestreams(dataset)
-    stored: npt.NDArray[Any] = dataset.pixel_array
-    return stored
+
+_PIXEL_KEYWORDS = {
+    "rows": "Rows",
+    "columns": "Columns",
+    "samples_per_pixel": "SamplesPerPixel",
+    "bits_allocated": "BitsAllocated",
+    "bits_stored": "BitsStored",
+}
+MOST_TEXT = 64
 
 
 def _check_codestreams(dataset: Dataset) -> None:
