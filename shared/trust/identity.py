@@ -1,9 +1,9 @@
 """Who a site is to the other sites: two private keys in, one signed line of public ones out, and signatures by it.
 
 `key` is the site's P-384 key that Flower knows as well; it signs (ECDSA with SHA-384, FIPS 186-5, DER). `exchange` is
-an X25519 key (RFC 7748) that other sites encrypt to; `key` signs it, so that comparing one fingerprint out of band settles
-both. The coordinator is the certificate authority too, so nothing here asks a certificate: a site believes the public
-identities that its operator pinned at `approve`, and no other.
+an X25519 key (RFC 7748) that other sites encrypt to; `key` signs it, so that comparing one fingerprint out of band
+settles both. The coordinator is the certificate authority too, so nothing here asks a certificate: a site believes the
+public identities that its operator pinned at `approve`, and no other.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from shared.trust import keystore
 from shared.trust.names import checked_name
 
 CONTEXT = b"wardround exchange key 1\n"
-"""What the signature of an exchange key is over, first: the key signs other things as well, none of which passes for it."""
+"""What a signed exchange key begins with: the key signs other things as well, and none of them passes for one."""
 _FIELDS = frozenset({"name", "key", "exchange", "signature"})
 _EXCHANGE = re.compile(r"[0-9a-f]{64}")
 _LONGEST = {"name": 40, "key": 400, "exchange": 64, "signature": 200}
