@@ -29,11 +29,11 @@ from shared.config import SimulationConfig, to_dict
 from shared.errors import ConfigError, DataError
 from shared.locks import free
 from shared.networks import resolved_device
+from simulation.adversaries import run_poisoned
 from simulation.compare import Comparison, check_elsewhere, compare, elsewhere_config, write_record
 from simulation.pictures import write_pictures
 from simulation.prepare import Prepared, prepare
 from simulation.progress import Display
-from simulation.run import run_federation
 
 ROOT = Path(__file__).parents[1]
 
@@ -128,8 +128,9 @@ def _cell(config: SimulationConfig, seed: int, folder: Path, console: Console) -
 
         display.stage(f"seed {seed}: federated {campaign.objective.kind}")
         began = time.perf_counter()
-        federated = run_federation(
-            campaign, stores, folder / "federation", config.transport, config.machine, display.event
+        place = folder / "federation"
+        federated = run_poisoned(
+            campaign, stores, place, config.adversaries, config.transport, config.machine, display.event
         )
         seconds["federation"] = time.perf_counter() - began
 

@@ -18,7 +18,10 @@ ALLOWED = {
     "simulation": {"simulation", "client", "server", "shared"},
 }
 ONLY_IN = {
-    "flwr": ("client/app.py", "server/app.py", "shared/wire/flower.py", "simulation/run.py", "simulation/bench/"),
+    "flwr": (
+        *("client/app.py", "server/app.py", "shared/wire/flower.py", "simulation/run.py", "simulation/bench/"),
+        "simulation/adversaries.py",
+    ),
     "monai": (
         *("shared/recognise/downstream.py", "shared/recognise/attention.py", "shared/recognise/surfaces.py"),
         *("shared/generate/networks.py", "shared/generate/sampling.py"),

@@ -72,6 +72,11 @@ class HospitalsConfig:
     sites: tuple[HospitalConfig, ...]
 
 
+Attack = Literal["scaled", "flipped", "nan", "labels", "backdoor"]
+ATTACKS_ON_DATA = ("labels", "backdoor")
+"""The others change the update that an honest training made."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CompareConfig:
     """The comparators that run beside the federation, and the marks that the report holds them against."""
@@ -187,11 +192,24 @@ class SimulationConfig:
     cross: CrossConfig | None = None
     study: StudyConfig | None = None
     """Set by an experiment that is a grid of cells: the rest of this config then only says where and on what."""
+    adversaries: Mapping[str, Attack] = dataclasses.field(default_factory=dict)
+    """Simulated sites that lie, and how (simulation/adversaries.py); in no campaign and at no deployed site."""
 
     def __post_init__(self) -> None:
+        self._check_adversaries()
         if self.sites < 1:
             raise ConfigError(f"sites must be 1 or more, got {self.sites}")
         if self.campaign.rounds.quorum > self.sites:
             raise ConfigError(
                 f"round.quorum={self.campaign.rounds.quorum} can never be met by sites={self.sites}; lower the quorum"
             )
+
+    def _check_adversaries(self) -> None:
+        for site, attack in self.adversaries.items():
+            if attack in ATTACKS_ON_DATA:
+                continue
+            if self.campaign.secagg.masked or self.transport != "inprocess":
+                raise ConfigError(
+                    f"adversaries.{site}={attack} changes an update as it leaves, which needs "
+                    "secagg=visible_updates and transport=inprocess; labels and backdoor go with all"
+                )

@@ -188,6 +188,11 @@ def _check_sites(table: TableConfig, kind: str, config: SimulationConfig) -> Non
     if config.campaign.data.kind == "store":  # which sites it has stands in its folder
         return
     sites = [hospital.name for hospital in hospitals_of(config)]
+    for site in config.adversaries:
+        if site not in sites:
+            raise ConfigError(
+                f"table {table.name!r} of the study: adversaries may name {', '.join(sites)}; got {site!r}"
+            )
     of_kind = kind in ("recognition", "personalise")
     if table.unseen and (not of_kind or table.unseen not in sites or len(sites) < 2):
         raise ConfigError(
@@ -256,6 +261,8 @@ def key_of(config: SimulationConfig, setting: str, *, downstream: bool, unseen: 
     for name, unused in {"robust": "none", "malicious": 0, "norm_bound": None}.items():
         if kept["campaign"].get("strategy", {}).get(name, "") == unused:
             del kept["campaign"]["strategy"][name]
+    if values["adversaries"] and setting == "federated":
+        kept["adversaries"] = values["adversaries"]
     for data in (kept["campaign"]["data"], *([kept["cross"]["data"]] if kept["cross"] else [])):
         if not data["labels"]:
             del data["labels"]
