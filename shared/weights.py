@@ -108,7 +108,12 @@ def check_arrays(arrays: Mapping[str, npt.NDArray[np.float32]], shapes: Mapping[
 
 def architecture_digest(arrays: Mapping[str, npt.NDArray[np.float32]]) -> str:
     """SHA-256 over names and shapes in order; equal digests mean that weights can be exchanged."""
-    text = "\n".join(f"{name} {'x'.join(map(str, array.shape))} float32" for name, array in arrays.items())
+    return shapes_digest({name: array.shape for name, array in arrays.items()})
+
+
+def shapes_digest(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """`architecture_digest` of arrays of these shapes."""
+    text = "\n".join(f"{name} {'x'.join(map(str, shape))} float32" for name, shape in shapes.items())
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -69,7 +69,11 @@ def save_campaign(campaign: CampaignConfig, path: Path) -> None:
 
 
 def load_campaign(path: Path) -> CampaignConfig:
-    """Read a campaign file; raises ConfigError with the first thing wrong in it."""
+    """Read a campaign file; raises ConfigError with the first thing wrong in it.
+
+    Of a signed manifest (shared/manifest.py) the campaign in it; whether the signature holds is asked where a site
+    approves.
+    """
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError:
@@ -78,6 +82,8 @@ def load_campaign(path: Path) -> CampaignConfig:
         raise ConfigError(
             f"campaign file {path.name!r} is not readable JSON; ask the coordinator for it again"
         ) from None
+    if isinstance(values, dict) and isinstance(values.get("manifest"), dict):
+        values = values["manifest"].get("campaign")
     campaign = build(CampaignConfig, values)
     require_whole(campaign)
     return campaign
