@@ -1,7 +1,7 @@
 """The federation's own certificate authority: names in, PEM out.
 
-One authority per federation signs server certificates and those that releases are signed with; sites are known by their
-keys, not by certificates. The authority lives ten years, so that a new certificate never asks a site for anything (RFC
+One authority per federation signs server certificates, those that releases are signed with, and those that sites show
+(site_certificates.py). The authority lives ten years, so that a new certificate never asks a site for anything (RFC
 5280 section 4.2 for the extensions). Time is read once by the caller and passed in as `now`.
 """
 
@@ -49,7 +49,7 @@ def create_authority(name: str, now: dt.datetime, days: int = AUTHORITY_DAYS) ->
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False)
         .sign(key, hashes.SHA384())
     )
-    return Pair(certificate.public_bytes(serialization.Encoding.PEM), _pem(key))
+    return Pair(certificate.public_bytes(serialization.Encoding.PEM), key_pem(key))
 
 
 def issue_server(authority: Pair, names: Sequence[str], now: dt.datetime, days: int = SERVER_DAYS) -> Pair:
@@ -73,24 +73,32 @@ def _issued(
     *further: x509.ExtensionType,
 ) -> Pair:  # fmt: skip
     """A leaf certificate for one purpose, and its new key."""
+    key = ec.generate_private_key(ec.SECP384R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    return Pair(certify(authority, subject, key.public_key(), purpose, now, days, *further), key_pem(key))
+
+
+def certify(
+    authority: Pair, subject: x509.Name, key: ec.EllipticCurvePublicKey, purpose: x509.ObjectIdentifier,
+    now: dt.datetime, days: int, *further: x509.ExtensionType,
+) -> bytes:  # fmt: skip
+    """The authority's certificate for a key: a leaf, for one purpose, with nothing in it that the key's owner chose."""
     issuer = x509.load_pem_x509_certificate(authority.certificate)
     issuer_key = serialization.load_pem_private_key(authority.key, password=None)
     assert isinstance(issuer_key, ec.EllipticCurvePrivateKey)
-    key = ec.generate_private_key(ec.SECP384R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     identifier = issuer.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    unsigned = _unsigned(subject, issuer.subject, key.public_key(), now, days)
+    unsigned = _unsigned(subject, issuer.subject, key, now, days)
     for extension in further:
         unsigned = unsigned.add_extension(extension, critical=False)
     certificate = (
         unsigned.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(sign_certificates=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False)
         .sign(issuer_key, hashes.SHA384())
     )
-    return Pair(certificate.public_bytes(serialization.Encoding.PEM), _pem(key))
+    return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def general_name(name: str) -> x509.GeneralName:
@@ -106,17 +114,17 @@ def general_name(name: str) -> x509.GeneralName:
 
 def days_left(certificate: bytes, now: dt.datetime) -> int:
     """Whole days until a PEM certificate ends (negative: it has ended); raises DataError when it is not one."""
-    return (_load(certificate).not_valid_after_utc - now).days
+    return (load(certificate).not_valid_after_utc - now).days
 
 
 def fingerprint(certificate: bytes) -> str:
     """SHA-256 of a PEM certificate's DER, in hexadecimal: what names an authority in a release."""
-    return _load(certificate).fingerprint(hashes.SHA256()).hex()
+    return load(certificate).fingerprint(hashes.SHA256()).hex()
 
 
 def host_names(certificate: bytes) -> tuple[str, ...]:
     """The names and addresses that a server certificate is for."""
-    names = _load(certificate).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    names = load(certificate).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     addresses = tuple(str(address) for address in names.get_values_for_type(x509.IPAddress))
     return (*names.get_values_for_type(x509.DNSName), *addresses)
 
@@ -124,12 +132,12 @@ def host_names(certificate: bytes) -> tuple[str, ...]:
 def is_authority(certificate: bytes) -> bool:
     """Whether a PEM certificate may sign others; False also when it says nothing about it."""
     try:
-        return _load(certificate).extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        return load(certificate).extensions.get_extension_for_class(x509.BasicConstraints).value.ca
     except x509.ExtensionNotFound:
         return False
 
 
-def _load(certificate: bytes) -> x509.Certificate:
+def load(certificate: bytes) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(certificate)
     except ValueError:
@@ -164,6 +172,6 @@ def _key_usage(*, sign_certificates: bool) -> x509.KeyUsage:
     )
 
 
-def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     form = serialization.PrivateFormat.PKCS8
     return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())

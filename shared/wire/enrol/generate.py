@@ -1,4 +1,4 @@
-"""Write the Python code of shared/wire/enrol.proto anew: `python -m shared.wire.enrol.generate` (needs grpcio-tools)."""
+"""Write the code of shared/wire/enrol.proto anew: `python -m shared.wire.enrol.generate` (needs grpcio-tools)."""
 
 from __future__ import annotations
 
