@@ -76,7 +76,7 @@ def moments(value: Any) -> bool:
 
 
 def kind_of_study(value: Any) -> bool:
-    return text(value) and value in ("enhancement", "recognition", "generation", "personalise")
+    return text(value) and value in ("enhancement", "recognition", "generation", "personalise", "trust")
 
 
 def look(value: Any) -> bool:

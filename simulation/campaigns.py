@@ -130,7 +130,7 @@ def _cell(config: SimulationConfig, seed: int, folder: Path, console: Console) -
         began = time.perf_counter()
         place = folder / "federation"
         federated = run_poisoned(
-            campaign, stores, place, config.adversaries, config.transport, config.machine, display.event
+            campaign, stores, place, config.adversaries or {}, config.transport, config.machine, display.event
         )
         seconds["federation"] = time.perf_counter() - began
 

@@ -192,7 +192,7 @@ class SimulationConfig:
     cross: CrossConfig | None = None
     study: StudyConfig | None = None
     """Set by an experiment that is a grid of cells: the rest of this config then only says where and on what."""
-    adversaries: Mapping[str, Attack] = dataclasses.field(default_factory=dict)
+    adversaries: Mapping[str, Attack] | None = None
     """Simulated sites that lie, and how (simulation/adversaries.py); in no campaign and at no deployed site."""
 
     def __post_init__(self) -> None:
@@ -205,7 +205,7 @@ class SimulationConfig:
             )
 
     def _check_adversaries(self) -> None:
-        for site, attack in self.adversaries.items():
+        for site, attack in (self.adversaries or {}).items():
             if attack in ATTACKS_ON_DATA:
                 continue
             if self.campaign.secagg.masked or self.transport != "inprocess":

@@ -188,7 +188,7 @@ def _check_sites(table: TableConfig, kind: str, config: SimulationConfig) -> Non
     if config.campaign.data.kind == "store":  # which sites it has stands in its folder
         return
     sites = [hospital.name for hospital in hospitals_of(config)]
-    for site in config.adversaries:
+    for site in config.adversaries or {}:
         if site not in sites:
             raise ConfigError(
                 f"table {table.name!r} of the study: adversaries may name {', '.join(sites)}; got {site!r}"
