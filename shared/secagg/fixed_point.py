@@ -55,7 +55,7 @@ class Grid:
 
 
 def grid_for(range: float, max_total_weight: int) -> Grid:
-    """The finest grid for these bounds; ConfigError when it would have fewer than 2^10 levels, which rounds too much."""
+    """The finest grid for these bounds; ConfigError when fewer than 2^10 levels were left, which rounds too much."""
     if not 0 < range < float("inf"):
         raise ConfigError(f"secagg.range must be a number above 0, got {range}")
     if max_total_weight < 1 or LARGEST // max_total_weight < 2**10:

@@ -1,4 +1,6 @@
-"""A secret of 32 bytes in, shares out, and `threshold` of them back to the secret (Shamir, How to share a secret, CACM 1979).
+"""A secret of 32 bytes in, shares out, and `threshold` of them back to the secret.
+
+Shamir. How to Share a Secret. Communications of the ACM 22(11), 1979.
 
 The secret is the constant term of a random polynomial of degree threshold - 1 over the integers modulo PRIME; share i
 is its value at i. Fewer shares tell nothing: any secret fits them. Arithmetic is Python's, whose time depends on the
