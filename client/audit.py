@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import argparse
+from contextlib import suppress
 from pathlib import Path
 
-from client.folder import SiteFolder
+from client.folder import SiteFolder, read
 from shared.audit import AuditLog, Scalar, days_of
+from shared.errors import RefusedError, WardroundError
 from shared.trust import keystore
 from shared.trust.line_signatures import signer_of
 
@@ -24,6 +27,16 @@ def site_audit(site: SiteFolder) -> AuditLog:
     return AuditLog(log_path(site), signer_of(keystore.read_private(site.key)), days=days_of(site.folder / "site.json"))
 
 
-def record(site: SiteFolder, event: str, **facts: Scalar) -> None:
+def record(site: SiteFolder, event: str, /, **facts: Scalar) -> None:
     """One line in a command: what was done, in the log of the site that it was done at."""
     site_audit(site).append(event, **facts)
+
+
+def record_refusal(arguments: argparse.Namespace, error: WardroundError) -> None:
+    """What a command refused, in the words that the person read; quiet where there is no site to record it at."""
+    if not isinstance(error, RefusedError):
+        return
+    with suppress(WardroundError):
+        record(
+            read(arguments.folder), "refused", command=arguments.command.__name__.strip("_"), reason=str(error)[:500]
+        )

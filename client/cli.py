@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from client import approvals, cli_enhance, cli_pacs, cli_personal, cli_releases, folder
+from client import approvals, cli_audit, cli_enhance, cli_pacs, cli_personal, cli_releases, folder
+from client.audit import record, record_refusal
 from client.site import load_site
 from client.terminal import OUT, command, json_option, progress, two_columns
 from shared.config import load_campaign
@@ -36,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.command(arguments))
     except WardroundError as error:
+        record_refusal(arguments, error)
         if arguments.debug:
             raise
         print(f"wardround-site: {error}", file=sys.stderr)
@@ -54,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _init(arguments: argparse.Namespace) -> int:
     public = folder.create(arguments.folder, arguments.name, arguments.coordinator, arguments.ca)
+    record(folder.read(arguments.folder), "admin.init", site=arguments.name, coordinator=arguments.coordinator)
     OUT.print(f"Site {arguments.name} is made. Send this file to the coordinator: {public}")
     OUT.print(f"and read this out to them by telephone: {keystore.fingerprint(keystore.read_public_line(public))}")
     OUT.print("The private key beside it never leaves this folder.")
@@ -91,6 +94,8 @@ def _ingest(arguments: argparse.Namespace) -> int:
     table = Table("outcome", "reason", "count", title="Ingest")
     for row in report.table():
         table.add_row(*(str(cell) for cell in row))
+    record(site, "store.ingested", campaign=campaign.name, files=report.files,
+           series_new=report.series_new, series_updated=report.series_updated, patients=report.patients)  # fmt: skip
     OUT.print(table)
     return 0
 
@@ -110,6 +115,7 @@ def _approve(arguments: argparse.Namespace) -> int:
         if input(f"May this run at site {site.name}? Type yes: ").strip() != "yes":
             raise RefusedError(f"campaign {campaign.name}: the answer was not yes, so nothing was approved")
     given = approvals.approve(site.approvals, campaign, dt.datetime.now(dt.UTC))
+    record(site, "campaign.approved", campaign=given.campaign, digest=given.digest)
     OUT.print(f"Approved at site {site.name}: {given.campaign}, digest {given.digest}")
     return 0
 
@@ -129,7 +135,9 @@ def _approvals(arguments: argparse.Namespace) -> int:
 
 
 def _revoke(arguments: argparse.Namespace) -> int:
-    gone = approvals.revoke(folder.read(arguments.folder).approvals, arguments.digest)
+    site = folder.read(arguments.folder)
+    gone = approvals.revoke(site.approvals, arguments.digest)
+    record(site, "campaign.revoked", campaign=gone.campaign, digest=gone.digest)
     OUT.print(f"No longer approved: {gone.campaign}, digest {gone.digest}")
     return 0
 
@@ -182,9 +190,12 @@ def _generate(arguments: argparse.Namespace) -> int:
 def _synthetic(arguments: argparse.Namespace) -> int:
     from client.generate.manifest import kept_sets, remove_set
 
-    store = folder.read(arguments.folder).store
+    site = folder.read(arguments.folder)
+    store = site.store
     if arguments.remove is not None:
-        OUT.print(f"Removed: {remove_set(store, arguments.remove)}")
+        removed = remove_set(store, arguments.remove)
+        record(site, "synthetic.removed", digest=removed)
+        OUT.print(f"Removed: {removed}")
         return 0
     sets = kept_sets(store)
     if arguments.json:
@@ -206,7 +217,11 @@ def _run(arguments: argparse.Namespace) -> int:
     OUT.print(
         f"Site {site.name} runs; coordinator {site.coordinator}; campaigns approved: {len(given)}. Ctrl-C stops it."
     )
-    supervise(lambda: programs(site, dt.datetime.now(dt.UTC)), site.folder)
+    record(site, "admin.run_started", coordinator=site.coordinator, approved=len(given))
+    try:
+        supervise(lambda: programs(site, dt.datetime.now(dt.UTC)), site.folder)
+    finally:
+        record(site, "admin.run_stopped")
     return 0
 
 
@@ -356,7 +371,7 @@ def _parser() -> argparse.ArgumentParser:
     check = command(commands, "check", _check, "keys, certificate, coordinator, store, approvals, PACS")
     check.add_argument("what", nargs="?", choices=("pacs",), help="only this")
     json_option(command(commands, "status", _status, "processes and approvals"))
-    for further in (cli_releases, cli_personal, cli_enhance, cli_pacs):
+    for further in (cli_releases, cli_personal, cli_enhance, cli_pacs, cli_audit):
         further.add(commands)
     return parser
 

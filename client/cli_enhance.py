@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from client import folder
+from client.audit import record
 from client.terminal import OUT, command, json_option, progress
 from shared.errors import ConfigError
 
@@ -47,6 +48,8 @@ def _enhance(arguments: argparse.Namespace) -> int:
     with study as source:
         summary = _run(arguments, site, source)
     stored = pacs.sent(site, summary.files) if arguments.send else None
+    record(site, "study.enhanced", release=summary.release, series=len(summary.series), slices=summary.slices,
+           stored_in_pacs=stored)  # fmt: skip
     if arguments.json:
         print(json.dumps(_as_json(summary, stored), indent=1))
         return 0

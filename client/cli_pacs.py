@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from client import folder
+from client.audit import record
 from client.terminal import OUT, command, progress
 from shared.errors import ConfigError
 from shared.trust import keystore
@@ -73,6 +74,7 @@ def ingest_from_pacs(
             tables=arguments.tables,
             on_study=lambda done, total: shown.update(bar, completed=done, total=total),
         )
+    record(site, "store.ingested_from_pacs", campaign=campaign.name, studies=outcome.found)
     table = Table("outcome", "reason", "count", title=f"Ingest of {outcome.found} studies")
     for row in outcome.table():
         table.add_row(*(escape(str(cell)) for cell in row))
@@ -131,6 +133,7 @@ def _receive(arguments: argparse.Namespace) -> int:
     before = signal.signal(signal.SIGTERM, lambda number, frame: stopped.set())
     try:
         with storage_server(pacs, listen, listen.peers, inbox.take) as port:
+            record(site, "admin.receive_started", port=port, peers=", ".join(listen.peers))
             OUT.print(
                 f"{pacs.title} takes files on {listen.host}:{port} from {', '.join(listen.peers)}, into "
                 f"{site.inbox}. Ctrl-C stops it."
@@ -141,6 +144,7 @@ def _receive(arguments: argparse.Namespace) -> int:
         pass  # the way to stop it
     finally:
         signal.signal(signal.SIGTERM, before)
+    record(site, "admin.receive_stopped", stored=inbox.stored, refused=inbox.refused)
     refused = f"; refused {inbox.refused}" if inbox.refused else ""
     OUT.print(f"Received {inbox.stored} files{refused}. Next: wardround-site ingest DIR {site.inbox} --campaign FILE")
     return 0

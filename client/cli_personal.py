@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from client import folder
+from client.audit import record
 from client.terminal import OUT, command, json_option, progress, two_columns
 from shared.errors import ConfigError, RefusedError
 
@@ -53,6 +54,7 @@ def _personalise(arguments: argparse.Namespace) -> int:
             without_reference=arguments.without_reference,
             on_progress=advance,
         )
+    record(site, "release.personalised", kept=outcome.kept, method=str(outcome.record["method"]))
     if arguments.json:
         print(json.dumps({"kept": outcome.kept, "reasons": outcome.reasons, **outcome.record}, indent=1))
     else:
@@ -65,8 +67,10 @@ def _personalise(arguments: argparse.Namespace) -> int:
 def _drop(site: folder.SiteFolder) -> int:
     from client.personalise import drop
 
+    dropped = drop(site)
+    record(site, "release.adaptation_dropped", dropped=dropped)
     OUT.print(
-        "Back to the release as it came." if drop(site) else "Nothing was adapted; the release is in force as it came."
+        "Back to the release as it came." if dropped else "Nothing was adapted; the release is in force as it came."
     )
     return 0
 

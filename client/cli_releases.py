@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from client import folder
+from client.audit import record
 from client.terminal import OUT, command, json_option, two_columns
 from shared.errors import ConfigError, DataError, RefusedError
 
@@ -45,6 +46,7 @@ def _install(arguments: argparse.Namespace) -> int:
         before = []
     one = install(site, arguments.file, dt.datetime.now(dt.UTC))
     named = f"{one.manifest.name} v{one.manifest.version}, digest {one.digest}"
+    record(site, "release.installed", **one.facts, in_force=in_force(site, one), new=before != [one.digest])
     if before == [one.digest]:
         OUT.print(f"Installed already and in force: {named}. Nothing was changed.")
         return 0
@@ -86,6 +88,7 @@ def _rollback(arguments: argparse.Namespace) -> int:
         if input(f"Back from {now.manifest.name} v{now.manifest.version} to {named}? Type yes: ").strip() != "yes":
             raise RefusedError("the answer was not yes, so the release in force is as before")
     one = rollback(site, dt.datetime.now(dt.UTC))
+    record(site, "release.rolled_back", **one.facts)
     adapted = ", with the weights that this site adapted of it" if one.personal is not None else ""
     OUT.print(f"In force at site {site.name}: {named}, digest {one.digest}{adapted}")
     return 0
@@ -101,6 +104,10 @@ def _validate(arguments: argparse.Namespace) -> int:
         _print_validation(found)
     if arguments.out is not None:
         write(arguments.out, to_json(found))
+        record(
+            folder.read(arguments.folder), "release.judged", release=found.name, version=found.version,
+            digest=found.digest, patients=found.patients, written=len(found.metrics),
+        )  # fmt: skip
         if not arguments.json:
             OUT.print(f"These figures and no others were written to {escape(arguments.out.name)}.")
     if found.failed:

@@ -52,6 +52,11 @@ class Installed:
         """The release digest that DICOM objects and reports carry: SHA-256 of the signed manifest."""
         return self.manifest.digest
 
+    @property
+    def facts(self) -> dict[str, str | int]:
+        """What an audit entry names it by."""
+        return {"release": self.manifest.name, "version": self.manifest.version, "digest": self.digest}
+
     def networks(self, adapted: bool = True) -> Networks:
         """The campaign's networks with the release's weights, the adapted ones over them where there are; on the CPU.
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from server import cli_sites, folder
+from server import cli_audit, cli_sites, folder
+from server.audit import record, record_refusal
 from server.terminal import OUT, command, now
 from shared.config import ReleaseConfig, SimulationConfig, campaign_digest, load, load_campaign, save_campaign
 from shared.errors import ConfigError, WardroundError
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.command(arguments))
     except WardroundError as error:
+        record_refusal(arguments, error)
         if arguments.debug:
             raise
         print(f"wardround-coordinator: {error}", file=sys.stderr)
@@ -55,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _init(arguments: argparse.Namespace) -> int:
     hosts = tuple(host.strip() for host in arguments.host.split(",") if host.strip())
     made = folder.found(arguments.folder, arguments.name, hosts, arguments.port, now())
+    record(made, "admin.init", federation=made.name, hosts=", ".join(made.hosts), port=made.port)
     OUT.print(f"Federation {made.name} is founded; its certificate is for {', '.join(made.hosts)}.")
     OUT.print(f"Give every site this file: {made.authority}")
     return 0
@@ -64,18 +67,17 @@ def _serve(arguments: argparse.Namespace) -> int:
     from server.serve import serve
 
     coordinator = folder.read(arguments.folder)
-    serve(
-        coordinator,
-        port=arguments.port or coordinator.port,
-        bind=arguments.bind,
-        exposed=arguments.dangerously_expose_control,
-        say=OUT.print,
-    )
+    port = arguments.port or coordinator.port
+    record(coordinator, "admin.serve_started", bind=arguments.bind, port=port)
+    try:
+        serve(coordinator, port=port, bind=arguments.bind, exposed=arguments.dangerously_expose_control, say=OUT.print)
+    finally:
+        record(coordinator, "admin.serve_stopped")
     return 0
 
 
 def _campaign_new(arguments: argparse.Namespace) -> int:
-    folder.read(arguments.folder)
+    coordinator = folder.read(arguments.folder)
     campaign = load("simulation", arguments.overrides, SimulationConfig).campaign
     if arguments.out.exists():
         raise ConfigError(f"{arguments.out.name} exists already; a campaign that was handed out never changes")
@@ -83,6 +85,7 @@ def _campaign_new(arguments: argparse.Namespace) -> int:
         save_campaign(campaign, arguments.out)
     except OSError:
         raise ConfigError(f"{arguments.out.name} cannot be written there; choose another --out") from None
+    record(coordinator, "campaign.made", campaign=campaign.name, digest=campaign_digest(campaign))
     OUT.print(f"Campaign {campaign.name} in {arguments.out}; digest {campaign_digest(campaign)}")
     OUT.print("Every site reads and approves this file: wardround-site approve DIR FILE")
     return 0
@@ -106,6 +109,8 @@ def _submit(arguments: argparse.Namespace, *, resume: bool) -> int:
     sites = tuple(site.strip() for site in arguments.sites.split(",") if site.strip())
     reach(coordinator)
     submitted = submit(coordinator, campaign, sites, resume=resume)
+    event, to = "campaign.resubmitted" if resume else "campaign.submitted", ", ".join(submitted.sites)
+    record(coordinator, event, campaign=campaign.name, digest=campaign_digest(campaign), sites=to[:4000])
     OUT.print(f"Campaign {campaign.name} is submitted to {', '.join(submitted.sites)}; files in {submitted.run_dir}")
     with _progress() as progress:
         bar = progress.add_task("rounds", total=submitted.turns)
@@ -201,6 +206,7 @@ def _release(arguments: argparse.Namespace) -> int:
         name=arguments.name,
         reference=arguments.reference,
     )
+    record(coordinator, "release.made", release=made.manifest.name, version=made.manifest.version, digest=made.digest)
     for table in terminal_tables([Gate(**gate) for gate in made.manifest.gates], OUT.width):
         OUT.print(table)
     OUT.print(LEGEND)
@@ -292,7 +298,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--bundle", type=Path, metavar="FOLDER", help="all of a release, as a MONAI bundle")
     export.add_argument("--network", choices=("recogniser", "enhancer", "generator"), default="recogniser")
     export.set_defaults(command=_export)
-    for further in (cli_sites,):
+    for further in (cli_sites, cli_audit):
         further.add(commands)
     return parser
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from server import folder
+from server.audit import record
 from server.terminal import OUT, command
 
 
@@ -20,6 +21,7 @@ def add(commands: Any) -> None:
 def _add_site(arguments: argparse.Namespace) -> int:
     coordinator = folder.read(arguments.folder)
     fingerprint = folder.admit(coordinator, arguments.site, arguments.public_key)
+    record(coordinator, "admin.site_admitted", site=arguments.site, key=fingerprint)
     OUT.print(f"Site {arguments.site} is admitted with key {fingerprint}")
     OUT.print("Compare that with what the site reads out by telephone.")
     OUT.print(f"The site needs: {coordinator.authority}")

@@ -38,12 +38,24 @@ from shared.audit_entry import (
     signed,
 )
 from shared.audit_retention import DAYS, due, retired
-from shared.audit_verify import Anchor, Verified, verify
+from shared.audit_verify import Anchor, Verified, signers_in, verify
 from shared.errors import ConfigError, DataError
 from shared.files import sync
 from shared.locks import locked
 
-__all__ = ["DAYS", "Anchor", "AuditLog", "Entry", "Scalar", "Verified", "days_of", "last_head", "read", "verify"]
+__all__ = [
+    "DAYS",
+    "Anchor",
+    "AuditLog",
+    "Entry",
+    "Scalar",
+    "Verified",
+    "days_of",
+    "last_head",
+    "read",
+    "signers_in",
+    "verify",
+]
 
 _FULL = "the audit log cannot be written, and what is not recorded is not done; free disk space or check permissions"
 
@@ -61,7 +73,7 @@ class AuditLog:
     days: int = DAYS
     """Entries are kept for at least so long; whole months that are older are closed with a summary."""
 
-    def append(self, event: str, **facts: Scalar) -> Entry:
+    def append(self, event: str, /, **facts: Scalar) -> Entry:
         """Write an entry and return it; DataError where it cannot be written."""
         check_event(event, facts)
         try:
@@ -151,7 +163,7 @@ def days_of(config: Path) -> int:
         days = json.loads(config.read_text()).get("audit_days", DAYS)
     except (OSError, ValueError, AttributeError):
         raise DataError(f"{config.name} cannot be read; restore it from a backup of the folder") from None
-    if not isinstance(days, int) or not 1 <= days <= 36_500:
+    if type(days) is not int or not 1 <= days <= 36_500:
         raise ConfigError(f"audit_days in {config.name} must be a whole number of days, 1 to 36500")
     return days
 

@@ -67,6 +67,27 @@ def verify(path: Path, public_key_line: str | Sequence[str], anchors: Iterable[t
     return Verified(len(entries) - bool(closed), last, head, *times, closed, met, tuple(notes))
 
 
+def signers_in(path: Path, authority: bytes) -> tuple[str, ...]:
+    """Keys that signed a log, as certificates in the log itself say that the authority issued; as OpenSSH lines.
+
+    Raises RefusedError where there is none: a log that nobody could verify is not whole.
+    """
+    from shared.trust.line_signatures import lines_of
+
+    certificates = []
+    for line in (_read(path) or b"").split(b"\n"):
+        try:
+            entry = parse(line + b"\n")
+        except DataError:
+            continue  # `verify` names it
+        if entry.event == "audit.signer":
+            certificates.append(str(entry.facts.get("signer")))
+    lines = lines_of(authority, certificates)
+    if not lines and _read(path):
+        raise RefusedError("entry 1 is wrong: the log is not signed by a signer of this federation's authority")
+    return lines
+
+
 def _read(path: Path) -> bytes | None:
     try:
         return path.read_bytes()

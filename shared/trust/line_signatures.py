@@ -21,6 +21,16 @@ _ALGORITHM = ec.ECDSA(hashes.SHA384())
 
 def signer_of(key: bytes) -> Callable[[bytes], bytes]:
     """Signs with a P-384 private key, OpenSSH or PEM; read once. DataError where it is not one."""
+    private = _private(key)
+    return lambda content: private.sign(content, _ALGORITHM)
+
+
+def line_of(key: bytes) -> str:
+    """The public half of a private key: what it signs is verified with."""
+    return public_line(_private(key).public_key())
+
+
+def _private(key: bytes) -> ec.EllipticCurvePrivateKey:
     try:
         load = serialization.load_ssh_private_key if b"OPENSSH" in key else serialization.load_pem_private_key
         private = load(key, password=None)
@@ -28,7 +38,7 @@ def signer_of(key: bytes) -> Callable[[bytes], bytes]:
         private = None
     if not isinstance(private, ec.EllipticCurvePrivateKey) or not isinstance(private.curve, CURVE):
         raise DataError("the key file is not a P-384 private key; restore it from a backup of the folder")
-    return lambda content: private.sign(content, _ALGORITHM)
+    return private
 
 
 def signed_by(line: str, content: bytes, signature: bytes) -> bool:
