@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from client.augment import Items, items, mixed_in
+from client.augment import ANY, NONE, Items, items, mixed_in
 from client.dataset import Slices
 from shared.batch import Batch, Streams
 from shared.config import AugmentConfig, CampaignConfig
@@ -132,6 +132,13 @@ def _training_batch(slices: Slices, drawn: Items, campaign: CampaignConfig, rngs
     mask_BHW = varied_masks(augmented(slices.mask_NHW[chosen_B], moves), values).long()
     has_mask_B = slices.has_mask_N[chosen_B]
     return Batch(degraded_BCHW, clean_BCHW, mask_BHW, has_mask_B, diagnosis_B, **_kspace(measured), **beside)
+
+
+def drawn_batch(slices: Slices, chosen_B: Tensor, campaign: CampaignConfig, rng: torch.Generator) -> Batch:
+    """The given slices (int64 indices) as a training batch shows them, all of it drawn with `rng`."""
+    nothing_B = torch.full_like(chosen_B, NONE)
+    drawn = Items(chosen_B, nothing_B, torch.full_like(chosen_B, ANY))
+    return _training_batch(slices, drawn, campaign, _Generators(*[rng] * len(_PURPOSES)))
 
 
 _BESIDE = ("synthetic_BCHW", "synthetic_diagnosis_B", "real_cells_BHW")

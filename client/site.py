@@ -42,6 +42,9 @@ class SiteSetup:
     rules: SiteRules | None = None
     audit: AuditLog | None = None
     paused: bool = False
+    simulation: bool = False
+    """Whether this is a rehearsal on one machine, where more may be looked at than at a hospital (client/privacy.py);
+    no site folder can say so."""
 
     @property
     def generators(self) -> Path:

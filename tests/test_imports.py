@@ -38,13 +38,14 @@ ONLY_IN = {
     "hydra": ("shared/config/load.py",),
     "omegaconf": ("shared/config/load.py",),
     "cryptography": ("shared/trust/", "shared/secagg/"),
+    "dp_accounting": ("shared/privacy/accountant.py",),
     "nilearn": ("simulation/hospitals/",),
     "skimage": ("simulation/study/denoisers.py",),
     "transformers": ("shared/generate/sentences.py",),
     "pickle": (),
 }  # fmt: skip
 HEAVY = ("monai", "matplotlib", "highdicom", "nilearn", "skimage", "sklearn", "ray", "hydra", "scipy", "pandas",
-         "transformers", "pynetdicom", "pydicom")  # fmt: skip
+         "transformers", "pynetdicom", "pydicom", "dp_accounting")  # fmt: skip
 
 
 def source_files() -> Iterator[Path]:

@@ -51,8 +51,7 @@ from client.train.local import batch_gradients, learning_rate
 from client.train.optimiser import AdamW
 from shared.batch import Batch
 from shared.config import CampaignConfig, DegradeConfig, LearnConfig, MachineConfig, ObjectiveConfig, PersonaliseConfig
-from shared.enhance.kernels import CONVOLUTIONS, NORMS, Wiring, wiring
-from shared.enhance.todnet import SelfAttention
+from shared.enhance.kernels import NORMS, last_modules, wiring
 from shared.errors import ConfigError, DataError, RefusedError
 from shared.images.degrade import degrade_batch, draw
 from shared.images.quality import psnr_db_B
@@ -363,9 +362,7 @@ def _trained(
     enhancer = networks.enhancer
     match config.method:
         case "lastblocks":
-            return Trained(
-                _named(enhancer, _last_modules(enhancer, wiring(enhancer, own.data.channels), config.blocks))
-            )
+            return Trained(_named(enhancer, last_modules(enhancer, wiring(enhancer, own.data.channels), config.blocks)))
         case "fedbn":
             norms = [name for name, module in enhancer.named_modules() if isinstance(module, NORMS)]
             free = _named(enhancer, norms)
@@ -390,16 +387,6 @@ def _named(network: nn.Module, modules: list[str]) -> dict[str, Tensor]:
         name: torch.full_like(parameter, name.startswith(chosen), dtype=torch.bool)
         for name, parameter in network.named_parameters()
     }
-
-
-def _last_modules(network: nn.Module, wired: Wiring, blocks: int) -> list[str]:
-    """From the convolution on that `blocks` others stand between the end and; all where there are not so many."""
-    begins = [
-        place
-        for place, name in enumerate(wired.order)
-        if isinstance(network.get_submodule(name), (*CONVOLUTIONS, SelfAttention))
-    ]
-    return list(wired.order[begins[-min(blocks + 1, len(begins))] :])
 
 
 def _redundant(

@@ -111,7 +111,7 @@ def train_round(
             recognition = (
                 multimix(campaign, maps, channels) if campaign.learn.streams else supervised(campaign, channels)
             )
-            gradients_of = partial(_form(campaign, warm=warm), main_loss=main_loss, recognition=recognition)
+            gradients_of = partial(gradients_form(campaign, warm=warm), main_loss=main_loss, recognition=recognition)
             moved = batch.to(device, channels_last=machine.channels_last)
             drawn += moved.size
             found, micro_size = batch_gradients(used, moved, campaign, machine, gradients_of, state.micro_size)
@@ -131,7 +131,8 @@ def train_round(
     return {**_means(records, enhances=campaign.enhance.kind != "none"), **spent, **seen}, state
 
 
-def _form(campaign: CampaignConfig, *, warm: bool) -> Callable[..., Gradients]:
+def gradients_form(campaign: CampaignConfig, *, warm: bool) -> Callable[..., Gradients]:
+    """What a step of this campaign takes its gradients with; `warm`: before the task may steer."""
     if campaign.enhance.kind == "none":
         return recognise.alone_gradients
     return recognise.warmup_gradients if warm else gradprom.gradients

@@ -66,6 +66,8 @@ def _check_patient(campaign: CampaignConfig) -> None:
     objective, because = campaign.objective, "privacy=patient clips the gradients of each patient alone"
     if campaign.generate.on:
         raise ConfigError(f"{because}, and a generator's phases are not trained so; choose generate=none")
+    if campaign.augment.balance:
+        raise ConfigError(f"{because}, each drawn with the same chance; choose augment.balance=false")
     if campaign.learn.streams or campaign.selfreg.on:
         raise ConfigError(f"{because}; learn={campaign.learn.kind} and selfreg compare patients: learn=supervised")
     if objective.adversarial:

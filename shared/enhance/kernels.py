@@ -79,6 +79,16 @@ def wiring(network: nn.Module, channels: int) -> Wiring:
     return walk.result()
 
 
+def last_modules(network: nn.Module, wired: Wiring, blocks: int) -> list[str]:
+    """From the convolution on that `blocks` others stand between the end and; all where there are not so many."""
+    begins = [
+        place
+        for place, name in enumerate(wired.order)
+        if isinstance(network.get_submodule(name), (*CONVOLUTIONS, SelfAttention))
+    ]
+    return list(wired.order[begins[-min(blocks + 1, len(begins))] :])
+
+
 def _traced(network: nn.Module) -> GraphModule:
     from torch.fx import GraphModule, Tracer
 
