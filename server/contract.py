@@ -111,6 +111,8 @@ _ROW_MORE: Mapping[str, Kind] = {
     **dict.fromkeys(("labels", "mask_ssl", "selfreg", "selfreg_form", "objective", "unseen"), optional(text)),
     **dict.fromkeys(("masks", "diagnoses", "mask_ssl_weight", "threshold", "train_masks", "train_diagnoses"), figure),
     "patients": figure,
+    **dict.fromkeys(("attack", "robust", "secagg", "privacy", "trained"), optional(text)),
+    **dict.fromkeys(("hospitals", "epsilon_budget", "delta"), figure),
     **dict.fromkeys(("generator", "prediction", "text", "edges", "contour", "sampler", "classes"), optional(text)),
     **dict.fromkeys(("task_gate", "scarce"), optional(text)),
     **dict.fromkeys(("steps", "guidance", "task_weight"), figure),

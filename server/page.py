@@ -25,6 +25,7 @@ from server.sheet import data_table
 from server.study.page import context as study_page
 from server.study.verdicts import certain
 from server.summary import PATIENTS, at_home, elsewhere_rows, matrices, summary_rows
+from server.trust.page import context as trust_page
 from server.wording import HD95, METRICS, QUALITY, bytes_shown, duration_shown, shown
 from shared.config import SelfRegConfig
 
@@ -49,6 +50,7 @@ _STUDIES = {
     "recognition": ("recognition.html", recognition_page),
     "generation": ("generation.html", generation_page),
     "personalise": ("personal.html", personal_page),
+    "trust": ("trust.html", trust_page),
 }
 """Template and context of each kind of study."""
 

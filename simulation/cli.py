@@ -22,7 +22,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 _HELP = """\
 KEY=VALUE overrides, for instance:
   experiment=demo                     a prepared experiment: demo, phantom, hippocampus, pneumonia; or a grid of
-                                      cells: enhancement, recognition, generation, personalise
+                                      cells: enhancement, recognition, generation, personalise,
+                                      trust
   data=mni data.root=FOLDER           mni, phantom, hippocampus, pneumonia, totalseg, store
   data.test=hippocampus data.test_root=FOLDER
                                       another data set, to test on as well

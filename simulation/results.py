@@ -2,8 +2,8 @@
 
 python -m simulation.results --title "Foundation" --out docs/results/foundation.md runs/demo runs/hippocampus
 
-The report of a study (experiment=enhancement, recognition, generation, personalise) also has pictures: they go to the
-folder `images` beside that of the page, named after the page.
+The report of a study (experiment=enhancement, recognition, generation, personalise, trust) also has pictures: they go
+to the folder `images` beside that of the page, named after the page.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from simulation.study.personal_document import READING as READING_PERSONAL
 from simulation.study.personal_document import personal_document
 from simulation.study.recognition_document import READING as READING_RECOGNITION
 from simulation.study.recognition_document import recognition_document
+from simulation.study.trust_document import READING as READING_TRUST
+from simulation.study.trust_document import trust_document
 
 COLUMNS = ("psnr_db", "ssim", "psnr_db_region", "dice", "judge_dice", "accuracy", "auc", "samples_seen", "bytes_up")
 
@@ -33,6 +35,7 @@ _STUDIES = {
     "recognition": (READING_RECOGNITION, recognition_document),
     "generation": (READING_GENERATION, generation_document),
     "personalise": (READING_PERSONAL, personal_document),
+    "trust": (READING_TRUST, trust_document),
 }
 
 

@@ -51,10 +51,19 @@ _PERSONAL = {
     "lesion_bias": Shown("lesion bias", "mean of enhanced lesions over acquisitions, off their true mean", 2, "%"),
     "noise_cov": Shown("noise", "spread of an organ's pixels over acquisitions, of its mean", 2, "%", False),
 }
+_TRUST = {
+    "backdoor_success": Shown(
+        "backdoor", "of the images in which anything is found, the share in which the patch hides it", 3, "", False
+    ),
+    "epsilon": Shown("epsilon", "spent over the whole campaign", 2, "", False),
+    "noise_multiplier": Shown("noise", "standard deviation over the clipping norm", 2, "", False),
+    "privacy_cosine": Shown("cosine", "of a round's noised update with the one without noise, mean over rounds"),
+}
 SHOWN: Mapping[str, Shown] = {
     **_RECOGNITION,
     **_GENERATION,
     **_PERSONAL,
+    **_TRUST,
     **METRICS,
     "judge_accuracy": Shown("judge accuracy", "accuracy of an independent recogniser, trained on clean images only"),
     **{
@@ -73,7 +82,8 @@ SHOWN: Mapping[str, Shown] = {
 }
 NEUTRAL = ("gate_open_rate", "mean_cosine", "added_share", "bytes_up", "feature_rank", "pseudo_offered",
            "pseudo_accept_rate", "pseudo_accepted", "images", "real_dice", "real_distance", "refused",
-           "rejected_share", "trained_share", "phi", "lesion_bias")  # fmt: skip
+           "rejected_share", "trained_share", "phi", "lesion_bias", "epsilon", "noise_multiplier",
+           "privacy_cosine")  # fmt: skip
 """Neither more nor less of these is better."""
 COLOURS: Mapping[str, str] = {
     "gradprom": "#3b74e0",

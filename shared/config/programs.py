@@ -145,7 +145,7 @@ class TableConfig:
 class StudyConfig:
     """A grid of cells, most informative first; every cell's result is kept."""
 
-    kind: Literal["enhancement", "recognition", "generation", "personalise"] = "enhancement"
+    kind: Literal["enhancement", "recognition", "generation", "personalise", "trust"] = "enhancement"
     """What the cells' figures are about: which claims are made of them, and how they are shown."""
     tables: tuple[TableConfig, ...]
     common: tuple[str, ...] = ()

@@ -183,6 +183,8 @@ def _personal_cell(table: TableConfig, config: SimulationConfig, common: list[st
 
 def _check_sites(table: TableConfig, kind: str, config: SimulationConfig) -> None:
     """Raises ConfigError for a site that is named and is not there: before hours of cells, not in the midst of them."""
+    if kind == "trust" and table.setting != "federated":
+        raise ConfigError(f"table {table.name!r} of the study: a study of trust needs setting=federated")
     if kind == "generation" and table.setting == "untrained":
         raise ConfigError(f"table {table.name!r} of the study: setting=untrained belongs to a study of enhancement")
     if config.campaign.data.kind == "store":  # which sites it has stands in its folder

@@ -36,6 +36,8 @@ from simulation.study.personal_cells import personal_conditions, run_personal_ce
 from simulation.study.personal_claims import claims_of as personal_claims
 from simulation.study.recognisers import recognition_conditions, run_recogniser_cell
 from simulation.study.recognition import claims_of as recognition_claims
+from simulation.study.trust_cells import run_trust_cell, trust_conditions
+from simulation.study.trust_claims import claims_of as trust_claims
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("client", "server", "shared", "simulation")
@@ -43,7 +45,8 @@ PAGES = (
     *("server/study", "server/recognition", "server/generation/", "server/report", "simulation/study/document"),
     *("simulation/study/markdown", "simulation/study/claims", "simulation/study/recognition", "simulation/bench"),
     *("simulation/study/generation.py", "simulation/study/generation_document", "server/personal/"),
-    *("simulation/study/personal_claims", "simulation/study/personal_document"),
+    *("simulation/study/personal_claims", "simulation/study/personal_document", "server/trust/"),
+    *("simulation/study/trust_claims", "simulation/study/trust_document"),
 )
 """Code that shows figures, or measures time; all other code may decide them."""
 
@@ -52,6 +55,7 @@ _CLAIMS = {
     "recognition": recognition_claims,
     "generation": generation_claims,
     "personalise": personal_claims,
+    "trust": trust_claims,
 }
 
 
@@ -124,6 +128,7 @@ def _run_of(cell: Cell) -> Callable[[Cell, Path, MachineConfig, Say], Result]:
         "recognition": run_recogniser_cell,
         "generation": run_generation_cell,
         "personalise": run_personal_cell,
+        "trust": run_trust_cell,
     }
     return runs.get(cell.kind, run_cell)
 
@@ -241,6 +246,7 @@ def labels_anew(cell: Cell) -> dict[str, Any]:
         "recognition": recognition_conditions,
         "generation": generation_conditions,
         "personalise": personal_conditions,
+        "trust": trust_conditions,
     }
     return {**conditions(cell), **(words[cell.kind](cell) if cell.kind in words else {})}
 

@@ -1,0 +1,1 @@
+"""Pages of the trust study: what attacks, privacy and secure aggregation cost."""
