@@ -1,8 +1,11 @@
 """The site's folder: made once by `wardround-site init`, read by every other command.
 
-site.json          name, coordinator address, machine
+site.json          name, coordinator address, machine; after a join the services' address; "proxy", written by hand
 ca.crt             the federation's authority, from the coordinator
 key key.pub        the site's key pair; key (0600) never leaves this folder
+exchange.key       what other sites encrypt to (0600)          key.json   the public halves of both, for the coordinator
+tls.pem            the site's certificate for mutual TLS with its key (0600), after a join; one file, so that they fit
+fetched/           campaigns and releases that `wardround-site fetch` brought; nothing of it is in force
 site.secret        keys the pseudonyms of de-identification (0600); lost, the next ingest gives every patient a new one
 pacs.json          the hospital's PACS, written by hand (client/ingest/pacs/config.py); optional
 store/             de-identified images          approvals/   campaigns that may run here
@@ -18,9 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shared.checkpoint import write_atomically
 from shared.config import MachineConfig, build
 from shared.errors import ConfigError, DataError
-from shared.trust import certificates, keystore
+from shared.trust import certificates, identity, keystore
 from shared.trust.names import checked_address, checked_name
 
 
@@ -33,6 +37,29 @@ class SiteFolder:
     host: str
     port: int
     machine: MachineConfig
+    services: tuple[str, int] | None = None
+    """Where the coordinator's services answer under mutual TLS; None at a site that was made by hand."""
+    gateway: bool = False
+    """Whether `host`:`port` wants this site's certificate."""
+    proxy: str = ""
+    """What `site.json` says of an HTTPS proxy: http://HOST:PORT, `none`, or nothing (client/proxy.py)."""
+
+    @property
+    def certificate(self) -> Path:
+        """Certificate and key in one file."""
+        return self.folder / "tls.pem"
+
+    @property
+    def exchange_key(self) -> Path:
+        return self.folder / "exchange.key"
+
+    @property
+    def public_identity(self) -> Path:
+        return self.folder / "key.json"
+
+    @property
+    def fetched(self) -> Path:
+        return self.folder / "fetched"
 
     @property
     def authority(self) -> Path:
@@ -72,21 +99,38 @@ class SiteFolder:
 
 
 def create(folder: Path, name: str, coordinator: str, authority: Path) -> Path:
-    """Make a site's folder with its key pair and secret; returns the public key file to send to the coordinator."""
+    """Make a site's folder with its keys and secret; returns the public key file to send to the coordinator."""
     checked_name("site name", name)
     checked_address(coordinator)
+    check_new(folder)
+    public = make_keys(folder, name, _authority(authority))
+    finish(folder, {"name": name, "coordinator": coordinator})
+    return public
+
+
+def check_new(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"folder {folder.name!r} is not empty; a site is made in a new folder, never over one")
-    certificate = _authority(authority)
+
+
+def make_keys(folder: Path, name: str, authority: bytes) -> Path:
+    """Everything but site.json; returns key.pub."""
     for part in (folder, *(folder / part for part in ("approvals", "flower", "logs"))):
         keystore.private_folder(part)
     (folder / ".gitignore").write_text("*\n")  # keys and patients, should the folder lie in a repository
-    (folder / "ca.crt").write_bytes(certificate)
+    (folder / "ca.crt").write_bytes(authority)
     keystore.create_secret(folder / "site.secret")
     public = keystore.create_site_key(folder / "key")
-    values = {"name": name, "coordinator": coordinator, "machine": {"device": "auto", "threads": 2}}
-    (folder / "site.json").write_text(json.dumps(values, indent=1) + "\n")  # last: marks the folder as whole
+    identity.create_exchange_key(folder / "exchange.key")
+    shown = identity.load_identity(name, folder / "key", folder / "exchange.key").public
+    (folder / "key.json").write_text(json.dumps(shown.to_json(), indent=1) + "\n")
     return public
+
+
+def finish(folder: Path, values: Mapping[str, Any]) -> None:
+    """Write site.json, last: it marks the folder as whole."""
+    whole = {**values, "machine": {"device": "auto", "threads": 2}}
+    write_atomically(folder / "site.json", (json.dumps(whole, indent=1) + "\n").encode())
 
 
 def _authority(path: Path) -> bytes:
@@ -111,9 +155,15 @@ def read(folder: Path) -> SiteFolder:
     except (OSError, ValueError):
         raise DataError("site.json is not readable JSON; restore it from a backup of the folder") from None
     site = _parse(folder.resolve(), values)
-    for key in (site.key, site.secret):
+    for key in private_files(site):
         keystore.check_private(key)
     return site
+
+
+def private_files(site: SiteFolder) -> tuple[Path, ...]:
+    """Files that nobody else may read; a folder of an older version, and one that was not joined, lacks some."""
+    later = (path for path in (site.exchange_key, site.certificate) if path.exists())
+    return (site.key, site.secret, *later)
 
 
 def _parse(folder: Path, values: Any) -> SiteFolder:
@@ -121,4 +171,7 @@ def _parse(folder: Path, values: Any) -> SiteFolder:
         raise DataError("site.json must name the site and its coordinator; restore it from a backup of the folder")
     host, port = checked_address(str(values["coordinator"]))
     machine = build(MachineConfig, values.get("machine", {}), "machine")
-    return SiteFolder(folder, checked_name("site name", str(values["name"])), host, port, machine)
+    services = checked_address(str(values["services"])) if "services" in values else None
+    name = checked_name("site name", str(values["name"]))
+    gateway, proxy = values.get("gateway", False) is True, str(values.get("proxy", ""))
+    return SiteFolder(folder, name, host, port, machine, services, gateway, proxy)

@@ -134,12 +134,14 @@ def found(folder: Path, name: str, hosts: tuple[str, ...], port: int, now: dt.da
 
 
 def save(coordinator: Coordinator) -> None:
-    """Write coordinator.json."""
-    values: dict[str, Any] = {"name": coordinator.name, "hosts": list(coordinator.hosts), "port": coordinator.port}
+    """Write coordinator.json; what a person wrote into it beside these stays."""
+    file = coordinator.folder / "coordinator.json"
+    values: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    values |= {"name": coordinator.name, "hosts": list(coordinator.hosts), "port": coordinator.port}
     values |= {"join_port": coordinator.join_port, "services_port": coordinator.services_port}
     if coordinator.gateway is not None:
         values["gateway"] = asdict(coordinator.gateway)
-    write_atomically(coordinator.folder / "coordinator.json", (json.dumps(values, indent=1) + "\n").encode())
+    write_atomically(file, (json.dumps(values, indent=1) + "\n").encode())
 
 
 def _with_loopback(hosts: tuple[str, ...]) -> tuple[str, ...]:
@@ -228,6 +230,16 @@ def admit(coordinator: Coordinator, site: str, public_key: Path) -> str:
 
 
 def admit_key(coordinator: Coordinator, site: str, line: str, identity: PublicIdentity | None) -> str:
+    """Admit a key that passes `check_admissible`; returns its fingerprint."""
+    check_admissible(coordinator, site, line)
+    sites = coordinator.folder / "sites"
+    if identity is not None:
+        write_atomically(sites / f"{site}.json", (json.dumps(identity.to_json(), indent=1) + "\n").encode())
+    write_atomically(sites / f"{site}.pub", (line + "\n").encode())  # last: it is what admits
+    return keystore.fingerprint(line)
+
+
+def check_admissible(coordinator: Coordinator, site: str, line: str) -> None:
     """One name, one key; one key, one name; a key that was revoked stays out. Raises ConfigError or RefusedError."""
     for other, path in coordinator.site_keys().items():
         same_key = path.read_text().strip() == line
@@ -240,11 +252,6 @@ def admit_key(coordinator: Coordinator, site: str, line: str, identity: PublicId
             raise ConfigError(f"this key is admitted already, as site {other!r}; every site makes its own key")
     if any(path.read_text().strip() == line for path in (coordinator.folder / "sites" / GONE).glob("*/*.pub")):
         raise RefusedError("this key was revoked; the site makes a new one, in a new folder")
-    sites = coordinator.folder / "sites"
-    if identity is not None:
-        write_atomically(sites / f"{site}.json", (json.dumps(identity.to_json(), indent=1) + "\n").encode())
-    write_atomically(sites / f"{site}.pub", (line + "\n").encode())  # last: it is what admits
-    return keystore.fingerprint(line)
 
 
 def _public_identity(path: Path) -> PublicIdentity | None:

@@ -41,7 +41,7 @@ class Gone:
 @contextmanager
 def registering(coordinator: Coordinator) -> Iterator[None]:
     """Only one process at a time writes who is in and who is out."""
-    with locked(coordinator.folder / "ca" / ".lock"):
+    with locked(coordinator.folder / "ca" / ".registry.lock"):
         yield
 
 

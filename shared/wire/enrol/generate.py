@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-NAMES = ("enrol_pb2.py", "enrol_pb2.pyi", "enrol_pb2_grpc.py")
+NAMES = ("enrol_pb2.py", "enrol_pb2_grpc.py")
 
 
 def generate(out: Path) -> None:
@@ -16,7 +16,7 @@ def generate(out: Path) -> None:
     # The file stands one folder above what is made of it: the first path is what generated code imports.
     arguments = (
         *("protoc", f"-Ishared/wire/enrol={HERE.parent}"),
-        *(f"--python_out={out}", f"--pyi_out={out}", f"--grpc_python_out={out}"),
+        *(f"--python_out={out}", f"--grpc_python_out={out}"),
         "shared/wire/enrol/enrol.proto",
     )
     if protoc.main(arguments) != 0:
