@@ -16,7 +16,17 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from client import approvals, cli_audit, cli_enhance, cli_pacs, cli_personal, cli_releases, folder
+from client import (
+    approvals,
+    cli_approve,
+    cli_audit,
+    cli_enhance,
+    cli_pacs,
+    cli_personal,
+    cli_policy,
+    cli_releases,
+    folder,
+)
 from client.audit import record, record_refusal
 from client.site import load_site
 from client.terminal import OUT, command, json_option, progress, two_columns
@@ -97,48 +107,6 @@ def _ingest(arguments: argparse.Namespace) -> int:
     record(site, "store.ingested", campaign=campaign.name, files=report.files,
            series_new=report.series_new, series_updated=report.series_updated, patients=report.patients)  # fmt: skip
     OUT.print(table)
-    return 0
-
-
-def _approve(arguments: argparse.Namespace) -> int:
-    from client.describe import describe
-
-    site = folder.read(arguments.folder)
-    campaign = load_campaign(arguments.campaign)
-    table = two_columns(f"Campaign {campaign.name}")
-    for question, answer in describe(campaign):
-        table.add_row(question, answer)
-    OUT.print(table)
-    if not arguments.yes:
-        if not sys.stdin.isatty():
-            raise ConfigError("nobody there to ask; read the table, then give --yes to approve it")
-        if input(f"May this run at site {site.name}? Type yes: ").strip() != "yes":
-            raise RefusedError(f"campaign {campaign.name}: the answer was not yes, so nothing was approved")
-    given = approvals.approve(site.approvals, campaign, dt.datetime.now(dt.UTC))
-    record(site, "campaign.approved", campaign=given.campaign, digest=given.digest)
-    OUT.print(f"Approved at site {site.name}: {given.campaign}, digest {given.digest}")
-    return 0
-
-
-def _approvals(arguments: argparse.Namespace) -> int:
-    given = approvals.approvals(folder.read(arguments.folder).approvals)
-    if arguments.json:
-        rows = [{"digest": one.digest, "campaign": one.campaign, "approved_at": one.approved_at} for one in given]
-        print(json.dumps(rows, indent=1))
-        return 0
-    table = Table("campaign", "approved at", title="Campaigns that may run here")
-    table.add_column("digest", overflow="fold")
-    for one in given:
-        table.add_row(one.campaign, one.approved_at, one.digest)
-    OUT.print(table if given else "Nothing is approved at this site.")
-    return 0
-
-
-def _revoke(arguments: argparse.Namespace) -> int:
-    site = folder.read(arguments.folder)
-    gone = approvals.revoke(site.approvals, arguments.digest)
-    record(site, "campaign.revoked", campaign=gone.campaign, digest=gone.digest)
-    OUT.print(f"No longer approved: {gone.campaign}, digest {gone.digest}")
     return 0
 
 
@@ -351,13 +319,6 @@ def _parser() -> argparse.ArgumentParser:
     ingest.add_argument("--labels", type=Path, metavar="FILE", help="the same two as JSON (site.json of a simulation)")
     cli_pacs.add_ingest_options(ingest)
 
-    approve = command(commands, "approve", _approve, "read a campaign in words and let it run here")
-    approve.add_argument("campaign", type=Path)
-    approve.add_argument("--yes", action="store_true", help="approve without a question")
-
-    json_option(command(commands, "approvals", _approvals, "what may run here"))
-    revoke = command(commands, "revoke-approval", _revoke, "withdraw an approval")
-    revoke.add_argument("digest", metavar="DIGEST", help="as `approvals` shows it")
     json_option(command(commands, "generators", _generators, "generators of images that arrived here"))
     generate = command(commands, "generate", _generate, "draw synthetic images from this site's training masks, now")
     generate.add_argument("--campaign", required=True, metavar="NAME|DIGEST", help="as `generators` shows it")
@@ -371,7 +332,7 @@ def _parser() -> argparse.ArgumentParser:
     check = command(commands, "check", _check, "keys, certificate, coordinator, store, approvals, PACS")
     check.add_argument("what", nargs="?", choices=("pacs",), help="only this")
     json_option(command(commands, "status", _status, "processes and approvals"))
-    for further in (cli_releases, cli_personal, cli_enhance, cli_pacs, cli_audit):
+    for further in (cli_approve, cli_policy, cli_releases, cli_personal, cli_enhance, cli_pacs, cli_audit):
         further.add(commands)
     return parser
 

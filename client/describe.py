@@ -22,16 +22,12 @@ _DEGRADED = {
 def describe(campaign: CampaignConfig) -> tuple[tuple[str, str], ...]:
     """Rows of (question, answer); builds the networks once to say how much leaves."""
     if campaign.generate.on and not campaign.augment.generated:
-        return (*_agreement(campaign), *_generator(campaign), _CARD, _PRIVACY)
+        return (*_agreement(campaign), *_generator(campaign), _CARD)
     generator = _generator(campaign) if campaign.generate.on else ()
-    return (*_agreement(campaign), *generator, *_training(campaign), _CARD, _PRIVACY)
+    return (*_agreement(campaign), *generator, *_training(campaign), _CARD)
 
 
 _CARD = ("leaves once", "counts: patients, series, slices, masks, patients per diagnosis and per split; versions")
-_PRIVACY = (
-    "privacy",
-    "no noise is added to what leaves: whoever sees the weight differences may learn about training data",
-)
 
 
 def _agreement(campaign: CampaignConfig) -> tuple[tuple[str, str], ...]:

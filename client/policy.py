@@ -23,7 +23,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from client.rules import SiteRules, why_silent
+from client.approvals import approvals, check_bundle
+from client.folder import read
+from client.pins import same_keys
+from client.rules import SiteRules, is_paused, why_silent
 from shared.config import CampaignConfig, agreed_phase, campaign_digest, load_campaign
 from shared.errors import RefusedError
 from shared.leaving import DIGITS, Figure, Leaves, leaving_in
@@ -54,6 +57,15 @@ _MASKED_BYTES = 5  # per value: shared.secagg.fixed_point.BITS / 8
 
 
 # ------------------------------------------------------------------------------------------- the door in
+
+
+def check_delivered(bundle: bytes, folder: Path) -> None:
+    """Before a message is even read: RefusedError unless the site of this folder answers, and the bundle that came
+    with the run is that of an approved manifest."""
+    site = read(folder)
+    if is_paused(folder):
+        raise RefusedError(why_silent(folder, site.name))
+    check_bundle(bundle, {one.digest: one.manifest for one in approvals(site.approvals)})
 
 
 def admitted(plan: Plan, setup: SiteSetup) -> None:
@@ -108,7 +120,7 @@ def _check_manifest(plan: Plan, setup: SiteSetup, signed: SignedManifest) -> Non
     own = signed.manifest.sites.get(setup.name)
     if own is None:
         raise RefusedError(f"{setup.name} is not among the sites that the manifest names")
-    if setup.identity is not None and own != setup.identity.public:
+    if setup.identity is not None and not same_keys(own, setup.identity.public):
         raise RefusedError(f"the manifest has other keys for {setup.name} than this site's own; ask for a new manifest")
 
 
@@ -168,7 +180,7 @@ def _check_names(cohort: Sequence[str], setup: SiteSetup, signed: SignedManifest
     if strangers:
         raise RefusedError(f"the cohort holds {strangers} sites that the approved manifest does not name")
     for name in cohort:
-        if name != setup.name and setup.peers.get(name) != sites[name]:
+        if name != setup.name and not same_keys(setup.peers.get(name), sites[name]):
             raise RefusedError(
                 f"the keys of {name} are not those that were pinned here; compare them by telephone, then approve again"
             )
