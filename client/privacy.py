@@ -20,10 +20,11 @@ import numpy as np
 
 from client.site import SiteSetup
 from shared.config import CampaignConfig, campaign_digest
-from shared.errors import DataError, RefusedError
-from shared.privacy.accountant import Steps, epsilon, least_multiplier
+from shared.errors import RefusedError
+from shared.privacy.accountant import Steps, epsilon
 from shared.privacy.ledger import Charge, append, held, of_campaign, read_ledger, spent_in_total, spent_on
 from shared.privacy.noise import normal
+from shared.privacy.plan import least_noise, noise_shares, one_round, rounds_to_pay
 from shared.types import Arrays
 from shared.weights import norm
 
@@ -64,17 +65,6 @@ def charge(setup: SiteSetup, campaign: CampaignConfig, round: int, train_patient
         _check_total([*charges, asked], setup)
         append(home, asked)
     return multiplier
-
-
-def one_round(campaign: CampaignConfig, train_patients: int, *, multiplier: float) -> Steps:
-    """The mechanisms of a round at a site with so many training patients."""
-    privacy = campaign.privacy
-    assert privacy.on
-    if privacy.kind == "site":
-        return Steps(multiplier, 1.0, 1)
-    if train_patients < 1:
-        raise DataError("privacy=patient draws training patients, and this site has none; ingest more studies")
-    return Steps(multiplier, min(1.0, privacy.patients / train_patients), campaign.training.local_steps)
 
 
 def spent(setup: SiteSetup, campaign: CampaignConfig) -> float:
@@ -123,11 +113,6 @@ def site_noised(
     return noised
 
 
-def noise_shares(campaign: CampaignConfig) -> int:
-    """In how many sites' updates the noise of privacy=site is surely there when a sum is opened."""
-    return campaign.secagg.minimum_cohort if campaign.secagg.masked else 1
-
-
 def covered(training: Mapping[str, float], campaign: CampaignConfig) -> dict[str, float]:
     """privacy=site: what may leave of a training record. Losses and gates tell of all images and are left here; the
     images that moved each part are told as all of them, so that every array has the noise of every site in its sum."""
@@ -154,13 +139,11 @@ def _multiplier(campaign: CampaignConfig, past: Sequence[Steps], one: Steps, rou
     privacy = campaign.privacy
     if privacy.noise_multiplier is not None:
         return privacy.noise_multiplier
-    spare = 1 if campaign.rounds.retries else 0  # without it a lost last round would find nothing left
-    left = (campaign.rounds.rounds - round + 1 + spare) * one.steps
     if past:  # as before, where nothing was repeated
-        same = Steps(past[-1].multiplier, one.rate, left)
+        same = Steps(past[-1].multiplier, one.rate, rounds_to_pay(campaign, round) * one.steps)
         if epsilon([*past, same], privacy.delta) <= privacy.epsilon:
             return same.multiplier
-    found = least_multiplier(privacy.epsilon, privacy.delta, rate=one.rate, steps=left, spent=tuple(past))
+    found = least_noise(campaign, one, round, past)
     if found is None or (past and found > MOST_GROWTH * past[0].multiplier):
         raise RefusedError(
             f"the campaign's epsilon of {privacy.epsilon:g} is spent at this site: {len(past)} attempts were charged, "

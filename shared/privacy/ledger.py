@@ -116,6 +116,29 @@ def spent_in_total(charges: Sequence[Charge]) -> float:
     return epsilon([charge.of_patient for charge in charges], min(charge.delta for charge in charges))
 
 
+def summary(charges: Sequence[Charge], most: float | None) -> dict[str, Any]:
+    """For people and programs: campaigns (the last charged last), and all of them together; `most` is the site's own
+    limit."""
+    campaigns = []
+    for digest in dict.fromkeys(charge.campaign for charge in reversed(charges)):
+        mine = of_campaign(charges, digest)
+        last = mine[-1]
+        campaigns.append(
+            {
+                "campaign": digest,
+                "name": last.name,
+                "unit": last.unit,
+                "attempts": len(mine),
+                "spent": spent_on(mine),
+                "epsilon": last.epsilon,
+                "delta": last.delta,
+                "last": last.at,
+            }
+        )
+    delta = min((charge.delta for charge in charges), default=None)
+    return {"campaigns": campaigns[::-1], "total": spent_in_total(charges), "delta": delta, "most": most}
+
+
 # ------------------------------------------------------------------------------------------------------------- checking
 
 _WAY_OUT = (
