@@ -1,4 +1,4 @@
-"""The bundle that Flower delivers to sites: a manifest that names a campaign by digest, and no code.
+"""The bundle that Flower delivers to sites: two digests that name a campaign and its signed manifest, and no code.
 
 Flower starts a run from an app folder. Ours holds two small text files; the components that pyproject.toml names,
 `server.app:app` and `client.app:app`, are found in the installed package on either side because the bundle has no
@@ -34,13 +34,13 @@ sites = ""
 """
 
 
-def write_bundle(folder: Path, config_digest: str) -> Path:
-    """Write the app folder of one campaign below `folder` and return it; the same digest gives the same bytes."""
+def write_bundle(folder: Path, config_digest: str, manifest_digest: str) -> Path:
+    """Write the app folder of one campaign below `folder` and return it; the same digests give the same bytes."""
     app = folder / config_digest[:16] / APP_NAME
     app.mkdir(parents=True, exist_ok=True)
     ours = version("wardround")
     (app / "pyproject.toml").write_text(_PYPROJECT.format(name=APP_NAME, version=ours, publisher=PUBLISHER))
-    manifest = {"config_digest": config_digest, "wardround": ours}
+    manifest = {"config_digest": config_digest, "manifest_digest": manifest_digest, "wardround": ours}
     (app / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
     return app
 

@@ -17,7 +17,7 @@ from rich.table import Table
 from server import cli_audit, cli_sites, folder
 from server.audit import record, record_refusal
 from server.terminal import OUT, command, now
-from shared.config import ReleaseConfig, SimulationConfig, campaign_digest, load, load_campaign, save_campaign
+from shared.config import ReleaseConfig, campaign_digest, load
 from shared.errors import ConfigError, WardroundError
 
 if TYPE_CHECKING:
@@ -77,16 +77,30 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _campaign_new(arguments: argparse.Namespace) -> int:
+    from server.manifests import composed, make_manifest, named_sites
+    from server.shelf import publish
+
     coordinator = folder.read(arguments.folder)
-    campaign = load("simulation", arguments.overrides, SimulationConfig).campaign
+    sites = named_sites(coordinator, [site.strip() for site in arguments.sites.split(",") if site.strip()])
+    campaign = composed(arguments.overrides, len(sites))
     if arguments.out.exists():
         raise ConfigError(f"{arguments.out.name} exists already; a campaign that was handed out never changes")
+    signed = make_manifest(coordinator, campaign, sites, now())
     try:
-        save_campaign(campaign, arguments.out)
+        arguments.out.write_bytes(signed.to_json())
     except OSError:
         raise ConfigError(f"{arguments.out.name} cannot be written there; choose another --out") from None
-    record(coordinator, "campaign.made", campaign=campaign.name, digest=campaign_digest(campaign))
-    OUT.print(f"Campaign {campaign.name} in {arguments.out}; digest {campaign_digest(campaign)}")
+    try:
+        publish(coordinator, campaign.name, signed.to_json())
+    except WardroundError:
+        arguments.out.unlink()
+        raise
+    digest = signed.manifest.config_digest
+    to = ", ".join(sites)
+    record(coordinator, "campaign.made", campaign=campaign.name, digest=digest, manifest=signed.digest, sites=to[:4000])
+    OUT.print(f"Campaign {campaign.name} for {to}, signed, in {arguments.out}; digest {digest}")
+    OUT.print(f"Secure aggregation: {signed.manifest.secagg}")
+    OUT.print(f"Privacy: {signed.manifest.privacy}")
     OUT.print("Every site reads and approves this file: wardround-site approve DIR FILE")
     return 0
 
@@ -101,14 +115,15 @@ def _resume(arguments: argparse.Namespace) -> int:
 
 def _submit(arguments: argparse.Namespace, *, resume: bool) -> int:
     from server.journal import in_words
+    from server.manifests import own_manifest
     from server.processes import reach
     from server.submit import follow, submit
 
     coordinator = folder.read(arguments.folder)
-    campaign = load_campaign(arguments.campaign)
-    sites = tuple(site.strip() for site in arguments.sites.split(",") if site.strip())
+    signed = own_manifest(coordinator, arguments.campaign, now())
+    campaign = signed.campaign
     reach(coordinator)
-    submitted = submit(coordinator, campaign, sites, resume=resume)
+    submitted = submit(coordinator, signed, resume=resume)
     event, to = "campaign.resubmitted" if resume else "campaign.submitted", ", ".join(submitted.sites)
     record(coordinator, event, campaign=campaign.name, digest=campaign_digest(campaign), sites=to[:4000])
     OUT.print(f"Campaign {campaign.name} is submitted to {', '.join(submitted.sites)}; files in {submitted.run_dir}")
@@ -264,9 +279,10 @@ def _parser() -> argparse.ArgumentParser:
         help="allow --bind beyond loopback: everyone who reaches the port can start runs at all sites",
     )
 
-    campaign = commands.add_parser("campaign", help="compose a campaign file")
+    campaign = commands.add_parser("campaign", help="compose and sign a campaign file")
     new = command(campaign.add_subparsers(required=True, metavar="ACTION"), "new", _campaign_new, "compose one")
     new.add_argument("--out", required=True, type=Path, metavar="FILE")
+    new.add_argument("--sites", default="", metavar="A,B,C", help="default: every admitted site")
     new.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for wardround-simulate: experiment=NAME ...")
 
     for name, run, text in (
@@ -274,8 +290,7 @@ def _parser() -> argparse.ArgumentParser:
         ("resume", _resume, "go on with a campaign at the round that was lost"),
     ):
         one = command(commands, name, run, text)
-        one.add_argument("campaign", type=Path, metavar="CAMPAIGN")
-        one.add_argument("--sites", default="", metavar="A,B,C", help="default: every admitted site")
+        one.add_argument("campaign", type=Path, metavar="FILE", help="as `campaign new` signed it, with its sites")
 
     command(commands, "status", _status, "processes, sites, runs").add_argument("--json", action="store_true")
     report = commands.add_parser("report", help="write report.html and report.json of a run")

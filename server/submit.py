@@ -1,8 +1,8 @@
 """A campaign into a run: prepared, submitted to the SuperLink, followed to its end.
 
-In: a campaign file and the admitted sites. Out: a run folder with campaign.json, rounds.jsonl and checkpoints, and a
-return that means "completed", or an error with the reason that the ServerApp left. Flower has no resume; ours is a new
-Flower run on the same run folder, where the ServerApp goes on at the round that was lost.
+In: a signed manifest. Out: a run folder with campaign.json, manifest.json, rounds.jsonl and checkpoints, and a return
+that means "completed", or an error with the reason that the ServerApp left. Flower has no resume; ours is a new Flower
+run on the same run folder, where the ServerApp goes on at the round that was lost.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from server import processes
 from server.bundle import write_bundle, write_run_config
 from server.folder import Coordinator
 from server.journal import events_from, size
+from server.manifests import MANIFEST, check_quorum
 from server.outcome import Outcome, read_outcome, remove_outcome
 from server.records import RoundRecord, all_records
-from shared.config import CampaignConfig, campaign_digest, load_campaign, save_campaign
+from shared.checkpoint import write_atomically
+from shared.config import campaign_digest, load_campaign, save_campaign
 from shared.errors import ConfigError, PeerError, WardroundError
+from shared.manifest import SignedManifest
 
 POLL_S = 0.5
 FLOWER_POLL_S = 20.0
@@ -47,39 +50,26 @@ class Submitted:
     """Where this run's events begin in events.jsonl, in bytes."""
 
 
-def submit(
-    coordinator: Coordinator, campaign: CampaignConfig, sites: tuple[str, ...], *, resume: bool = False
-) -> Submitted:
-    """Prepare the run folder and start the run; with `resume`, on the checkpoints of an earlier one."""
-    sites = _chosen(coordinator, campaign, sites)
+def submit(coordinator: Coordinator, signed: SignedManifest, *, resume: bool = False) -> Submitted:
+    """Prepare the run folder and start the run, at the sites that the manifest names and no others; with `resume`, on
+    the checkpoints of an earlier one."""
+    campaign, sites = signed.campaign, tuple(sorted(signed.manifest.sites))
+    check_quorum(campaign, len(sites))
     run_dir = coordinator.run_folder(campaign.name)
     digest = campaign_digest(campaign)
     _check_folder(run_dir, digest, resume=resume)
     _stop_earlier(coordinator, run_dir, resume=resume)
     run_dir.mkdir(parents=True, exist_ok=True)
     save_campaign(campaign, run_dir / "campaign.json")
+    write_atomically(run_dir / MANIFEST, signed.to_json())
     remove_outcome(run_dir)
     known = frozenset(map(_turn, all_records(run_dir))) if resume else frozenset()
     journal = size(run_dir)
-    app = write_bundle(coordinator.flower / "bundles", digest)
+    app = write_bundle(coordinator.flower / "bundles", digest, signed.digest)
     values = write_run_config(app.parent / "run.toml", str(run_dir.relative_to(coordinator.folder)), sites)
     run_id = processes.start_run(coordinator, app, values)
     _record(run_dir, [*_earlier(run_dir), run_id])
     return Submitted(run_dir, run_id, campaign.total_rounds + max(len(campaign.phases), 1), sites, known, journal)
-
-
-def _chosen(coordinator: Coordinator, campaign: CampaignConfig, sites: tuple[str, ...]) -> tuple[str, ...]:
-    admitted = tuple(coordinator.site_keys())
-    for site in sites:
-        if site not in admitted:
-            raise ConfigError(f"site {site!r} is not admitted; admitted: {', '.join(admitted) or 'none'} (add-site)")
-    chosen = tuple(sorted(set(sites))) or admitted
-    if len(chosen) < campaign.rounds.quorum:
-        raise ConfigError(
-            f"round.quorum={campaign.rounds.quorum} can never be met by {len(chosen)} sites; admit more (add-site) "
-            "or lower the quorum in a new campaign"
-        )
-    return chosen
 
 
 def _check_folder(run_dir: Path, digest: str, *, resume: bool) -> None:
