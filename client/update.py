@@ -25,11 +25,12 @@ import numpy as np
 
 from client.generation import forget_synthetic, load_frozen, receive, training_slices
 from client.generators import built_generator, generator_folder, keep
+from client.protect import check_can_mask, check_session, offered, revealed
 from client.site import SiteSetup
 from shared.config import CampaignConfig, agreed_phase, campaign_digest, load_campaign
 from shared.errors import RefusedError
 from shared.events import SiteStep
-from shared.types import Arrays, Plan, SiteCard, Update
+from shared.types import Arrays, Offered, Plan, Revealed, SiteCard, Update
 
 if TYPE_CHECKING:
     from client.dataset import SiteData, Slices
@@ -56,16 +57,23 @@ class Opened:
     """Of what travels."""
 
 
-def answer(plan: Plan, setup: SiteSetup, *, on_step: OnStep | None = None) -> SiteCard | Update:
+def answer(plan: Plan, setup: SiteSetup, *, on_step: OnStep | None = None) -> SiteCard | Offered | Update | Revealed:
     """Do what the plan says; raises RefusedError or DataError, whose text may cross the site's border."""
+    if plan.action in ("offer", "unmask"):
+        campaign = campaign_of(plan, setup)
+        _check_round(plan, campaign)
+        return (offered if plan.action == "offer" else revealed)(plan, setup, campaign)
     opened = _opened(setup, plan.config_digest)
     if plan.action == "handshake":
+        check_can_mask(setup, opened.campaign)
         if plan.frozen_digest:
             receive(plan, setup.generators, opened.agreed, opened.campaign)
         return SiteCard(
             setup.name, plan.config_digest, opened.architecture_digest, version("wardround"), dict(opened.data.counts)
         )
     _check_plan(plan, opened)
+    if plan.action == "train":
+        check_session(plan, setup, opened.campaign)
     told = partial(_step_done, on_step, setup.name, plan.round) if on_step else None
     if opened.campaign.generates:
         return _phase_round(plan, setup, opened, told)
@@ -81,8 +89,12 @@ def _check_plan(plan: Plan, opened: Opened) -> None:
             f"expected architecture {opened.architecture_digest[:12]}, got {plan.architecture_digest[:12]}; "
             "coordinator and site must run the same version of Wardround"
         )
-    rounds = opened.campaign.rounds.rounds
-    last = rounds if plan.action == "train" else rounds + 1
+    _check_round(plan, opened.campaign)
+
+
+def _check_round(plan: Plan, campaign: CampaignConfig) -> None:
+    rounds = campaign.rounds.rounds
+    last = rounds + 1 if plan.action == "evaluate" else rounds
     if not 1 <= plan.round <= last:
         raise RefusedError(f"the approved campaign has {rounds} rounds; expected 1 to {last}, got round {plan.round}")
 
@@ -171,21 +183,26 @@ def _step_done(on_step: OnStep, site: str, round: int, step: int, steps: int) ->
     on_step(SiteStep(site, round, step, steps))
 
 
+def campaign_of(plan: Plan, setup: SiteSetup) -> CampaignConfig:
+    """The approved campaign that the plan is of, in the plan's phase; RefusedError where there is none."""
+    return _agreed(_file_of(setup, plan.config_digest), plan.config_digest)[1]
+
+
 def _opened(setup: SiteSetup, digest: str) -> Opened:
-    file = _file_of(setup, digest)
-    if file is None:
-        raise RefusedError(
-            f"campaign {digest[:12]} is not approved at {setup.name}; its operator decides: wardround-site approve"
-        )
-    return _open(setup.name, setup.store, file, digest)
+    return _open(setup.name, setup.store, _file_of(setup, digest), digest)
 
 
-def _file_of(setup: SiteSetup, digest: str) -> Path | None:
+def _file_of(setup: SiteSetup, digest: str) -> Path:
     """The approved campaign that `digest` is of, or of a phase of."""
     if digest in setup.approved:
         return setup.approved[digest]
     approved = setup.approved.items()
-    return next((file for whole, file in approved if digest in _phase_digests(file, whole)), None)
+    file = next((file for whole, file in approved if digest in _phase_digests(file, whole)), None)
+    if file is None:
+        raise RefusedError(
+            f"campaign {digest[:12]} is not approved at {setup.name}; its operator decides: wardround-site approve"
+        )
+    return file
 
 
 @lru_cache(maxsize=64)

@@ -19,9 +19,10 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from server.asking import Run
 from server.plan import Frozen
 from server.records import PHASES, RoundRecord
-from server.rounds import CampaignResult, Run, run_campaign
+from server.rounds import CampaignResult, run_campaign
 from shared.config import CampaignConfig, Phase
 from shared.errors import DataError
 from shared.events import PhaseStarted

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from shared.checkpoint import FederationState
 from shared.types import Action, Arrays, Plan
@@ -16,15 +18,28 @@ class Frozen:
     digest: str = ""
 
 
-def plan_for(state: FederationState, action: Action, round: int, frozen: Frozen | None = None) -> Plan:
-    """A handshake carries what the phase does not train, if anything; training and evaluation the state's weights."""
+def plan_for(
+    state: FederationState,
+    action: Action,
+    round: int,
+    frozen: Frozen | None = None,
+    *,
+    manifest_digest: str = "",
+    secagg: Mapping[str, Any] | None = None,
+) -> Plan:
+    """A handshake carries what the phase does not train, if anything; training and evaluation the state's weights; what
+    stands around training under secure aggregation no arrays."""
     frozen = frozen or Frozen()
+    none: Arrays = {}
+    carried = {"handshake": frozen.arrays, "offer": none, "unmask": none}
     return Plan(
         campaign=state.campaign,
         action=action,
         round=round,
         config_digest=state.config_digest,
         architecture_digest=state.architecture_digest,
-        weights=frozen.arrays if action == "handshake" else state.weights,
+        weights=carried.get(action, state.weights),
         frozen_digest=frozen.digest,
+        manifest_digest=manifest_digest,
+        secagg=secagg or {},
     )

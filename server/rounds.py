@@ -5,8 +5,8 @@
 
 Evaluation rides on the train message and judges the weights that came in, so a round costs one download; the closing
 round only evaluates. A round with fewer updates than the quorum fails, is tried again `rounds.retries` times and then
-ends the run with PeerError: weights never go on without the round that they are called after. A reply counts by the
-ticket that was handed out for it: what comes late, for an earlier round or attempt, or twice, is not looked at.
+ends the run with PeerError: weights never go on without the round that they are called after. Under secure aggregation
+a round has three stages, on a page of their own (server/masked.py).
 
 Nothing here knows Flower, torch, or one site's data.
 """
@@ -15,53 +15,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from server.collect import WeightedSum, check_sender
-from server.membership import WAIT_S, Admission, Members, join, online
-from server.plan import Frozen, plan_for
+from server.asking import Replies, Run, ask, require
+from server.collect import check_sender, total_of
+from server.membership import Admission, Members, join, online
+from server.plan import plan_for
 from server.records import RoundRecord, read_records, write_records
 from server.strategies import STRATEGIES
 from server.strategies.promotion import promoted
 from shared.checkpoint import FederationState, load_latest, save_round
 from shared.config import CampaignConfig, campaign_digest
-from shared.errors import DataError, PeerError, RefusedError
-from shared.events import CampaignResumed, Event, RoundFailed, RoundFinished, RoundStarted, SiteReplied
+from shared.errors import DataError, PeerError
+from shared.events import CampaignResumed, RoundFailed, RoundFinished, RoundStarted
 from shared.generate.average import averaged
 from shared.types import Action, Arrays
 from shared.weights import add, architecture_digest, learnt_and_prior, norm
-from shared.wire.link import Failure, Link
-from shared.wire.messages import ReceivedUpdate, Record, Refusal, metrics_json, plan_record, read_answer
+from shared.wire.link import Peer
+from shared.wire.messages import Answer, ReceivedUpdate, metrics_json, plan_record
 
 CHECKPOINTS = "checkpoints"
-
-
-def ignore(event: Event) -> None:
-    """Nobody watches."""
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """What stays the same from the first round to the last."""
-
-    campaign: CampaignConfig
-    link: Link
-    run_dir: Path
-    allowed: frozenset[str] | None = None
-    """Names of the sites that plans go to; None: whoever shows the right digests."""
-    on_event: Callable[[Event], None] = ignore
-    now: Callable[[], float] = time.monotonic
-    start_up_s: float = 0.0
-    """What the transport itself takes until it can deliver: added to the first join deadline."""
-    in_turns: bool = False
-    """Sites share one machine's cores: the round's deadline is for each of them, and no grace leaves one behind."""
-    phase: str = ""
-    """Of a campaign with a generator (server/phases.py); stands in its records."""
-    frozen: Frozen = field(default_factory=Frozen)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,7 +134,7 @@ def admit(run: Run, members: Members, state: FederationState) -> Members:
     start_up_s = 0.0 if members.cards else run.start_up_s
     return join(
         run.link,
-        plan_record(plan_for(state, "handshake", state.round + 1, run.frozen)),
+        plan_record(plan_for(state, "handshake", state.round + 1, run.frozen, manifest_digest=run.manifest_digest)),
         members,
         Admission(
             state.config_digest,
@@ -172,103 +148,48 @@ def admit(run: Run, members: Members, state: FederationState) -> Members:
     )
 
 
-@dataclass(slots=True)
-class Replies:
-    """What one attempt at a round has brought so far."""
-
-    round: int
-    total: WeightedSum
-    seconds: float = 0.0
-    bytes_up: int = 0
-    bytes_down: int = 0
-    training: dict[str, Mapping[str, float]] = field(default_factory=dict)
-    evaluation: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    dropped: dict[str, str] = field(default_factory=dict)
-
-    def record(self, **more: Any) -> RoundRecord:
-        return {
-            "round": self.round,
-            "seconds": round(self.seconds, 3),
-            "participants": sorted(self.evaluation),
-            "dropped": dict(sorted(self.dropped.items())),
-            "bytes_up": self.bytes_up,
-            "bytes_down": self.bytes_down,
-            "num_samples": dict(sorted(self.total.samples.items())),
-            "images": dict(sorted(self.total.images.items())),
-            "training": dict(sorted(self.training.items())),
-            "evaluation": dict(sorted(self.evaluation.items())),
-            **more,
-        }
-
-
 def attempt_round(
     run: Run, members: Members, state: FederationState, action: Action, number: int, *, attempt: int
 ) -> Replies:
     """Send the plan to every joined site that is connected, and take replies until all came, or quorum and grace,
     or the deadline. Raises PeerError, naming who is missing and why, when fewer than the quorum count.
     """
-    rounds, training = run.campaign.rounds, run.campaign.training
     began = time.perf_counter()
     sites = online(members, run.link.peers())
-    run.on_event(RoundStarted(number, rounds.rounds, attempt, tuple(sites)))
-    promotes = run.campaign.strategy.promotion != "none"
-    max_samples = training.local_steps * run.campaign.images_per_step
-    total = WeightedSum(state.weights, round=number, max_samples=max_samples, promotes=promotes)
-    replies = Replies(number, total)
+    run.on_event(RoundStarted(number, run.campaign.rounds.rounds, attempt, tuple(sites)))
     absent = {card.site for card in members.cards.values()} - sites.keys()
-    replies.dropped.update(dict.fromkeys(absent, "not connected"))
+    dropped = dict.fromkeys(absent, "not connected")
+    if action == "train" and run.campaign.secagg.masked:
+        from server.masked import masked_round
 
-    plan = plan_record(plan_for(state, action, number, run.frozen))
-    names = {peer.id: site for site, peer in sites.items()}
-    pending = {ticket: names[peer.id] for ticket, peer in run.link.send(action, plan, list(sites.values())).items()}
-    replies.dropped.update(dict.fromkeys(sites.keys() - set(pending.values()), "could not be sent to"))
-    replies.bytes_down = plan.num_bytes * len(pending)
-    del plan
-
-    patience_s = rounds.round_deadline_s * (max(len(pending), 1) if run.in_turns else 1)
-    deadline = run.now() + patience_s
-    waited_for = f"within {patience_s:g} s"
-    in_grace = False
-    while pending and run.now() < deadline:
-        answer = run.link.receive(pending, min(WAIT_S, deadline - run.now()))
-        if answer is None or answer[0] not in pending:  # nothing yet, or nothing that is waited for
-            continue
-        site = pending.pop(answer[0])
-        take(run, replies, site, answer[1], action)
-        del answer  # one reply in memory at a time
-        if not in_grace and not run.in_turns and len(replies.evaluation) >= rounds.quorum:
-            in_grace = True
-            deadline = min(deadline, run.now() + rounds.grace_s)
-            waited_for = f"within {rounds.grace_s:g} s after the quorum"
-    for site in pending.values():
-        replies.dropped[site] = f"no reply {waited_for}"
+        replies = masked_round(run, sites, state, number, dropped)
+    else:
+        replies = visible_round(run, sites, state, action, number, dropped)
     replies.seconds = time.perf_counter() - began
-    if len(replies.evaluation) < rounds.quorum:
-        missing = "; ".join(f"{site}: {reason}" for site, reason in sorted(replies.dropped.items()))
-        raise PeerError(f"expected {rounds.quorum} sites or more, got {len(replies.evaluation)}. {missing}")
     return replies
 
 
-def take(run: Run, replies: Replies, site: str, reply: Record | Failure, action: Action) -> None:
-    """Count one reply in, or drop it with the reason; a dropped one leaves the sum as it was."""
-    try:
-        if isinstance(reply, Failure):
-            raise PeerError(reply.reason)
-        replies.bytes_up += reply.num_bytes
-        update = read_answer(reply)
-        if isinstance(update, Refusal):
-            raise RefusedError(update.reason)
-        if not isinstance(update, ReceivedUpdate):
+def visible_round(
+    run: Run, sites: Mapping[str, Peer], state: FederationState, action: Action, number: int, dropped: dict[str, str]
+) -> Replies:
+    """One message to every site; the coordinator decodes one update at a time."""
+    rounds, equal = run.campaign.rounds, run.campaign.strategy.weight_by == "equal"
+    total = total_of(state.weights, number, run.campaign)
+    replies = Replies(number, total, dropped=dropped)
+
+    def take(site: str, answer: Answer) -> None:
+        if not isinstance(answer, ReceivedUpdate):
             raise DataError("answered a plan with something else than an update")
+        check_sender(answer, site, number)
         if action == "train":
-            equal = run.campaign.strategy.weight_by == "equal"
-            replies.total.add(update, site=site, equal=equal)
-            replies.training[site] = update.training
-        check_sender(update, site, replies.round)
-        replies.evaluation[site] = metrics_json(update.evaluation)
-    except (DataError, PeerError, RefusedError) as error:
-        replies.dropped[site] = str(error)
-    run.on_event(SiteReplied(site, replies.round, replies.dropped.get(site, "")))
+            total.add(answer, site=site, equal=equal)
+            replies.training[site] = answer.training
+        replies.evaluation[site] = metrics_json(answer.evaluation)
+
+    plan = plan_record(plan_for(state, action, number, run.frozen, manifest_digest=run.manifest_digest))
+    counted = ask(run, sites, action, plan, replies, take, enough=rounds.quorum, patience_s=rounds.round_deadline_s)
+    require(rounds.quorum, len(counted), replies)
+    return replies
 
 
 def finish(campaign: CampaignConfig, state: FederationState, replies: Replies) -> tuple[FederationState, RoundRecord]:
@@ -303,7 +224,7 @@ def finish(campaign: CampaignConfig, state: FederationState, replies: Replies) -
                 f"round {replies.round} made {name!r} overflow; lower training.learning_rate or "
                 "strategy.server_learning_rate and resume"
             )
-    return after, replies.record(update_norm=norm(mean), **more)
+    return after, replies.record(update_norm=norm(mean), **replies.total.record(), **more)
 
 
 def publish(run: Run, records: tuple[RoundRecord, ...], record: RoundRecord) -> tuple[RoundRecord, ...]:

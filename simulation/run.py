@@ -13,9 +13,9 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # before Flower is imported: it reads them then
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
@@ -33,13 +33,18 @@ from client.app import make_app
 from client.site import SiteSetup
 from client.update import forget
 from server.app import Clock, serve
+from server.asking import ignore
 from server.records import RoundRecord
-from server.rounds import CampaignResult, ignore
+from server.rounds import CampaignResult
 from shared.config import CampaignConfig, MachineConfig, campaign_digest, save_campaign
 from shared.errors import ConfigError
 from shared.events import Event
+from shared.trust.keystore import create_site_key, private_folder
 from shared.types import Arrays, Metrics
 from shared.wire.messages import read_metrics
+
+if TYPE_CHECKING:
+    from shared.trust.identity import Identity
 
 Transport = Literal["inprocess", "ray"]
 Fault = Literal["drop", "error"] | Callable[[Message], Message]
@@ -87,9 +92,45 @@ def run_federation(
 def site_setups(
     campaign: CampaignConfig, stores: Mapping[str, Path], run_dir: Path, machine: MachineConfig
 ) -> tuple[SiteSetup, ...]:
-    """One setup per store, by name; each has approved exactly this campaign."""
+    """One setup per store, by name; each has approved exactly this campaign, and where it is masked pinned the keys of
+    the others."""
     approved = {campaign_digest(campaign): run_dir / "campaign.json"}
-    return tuple(SiteSetup(name, stores[name], machine, approved) for name in sorted(stores))
+    homes = _homes(campaign, stores, run_dir)
+    identities = {name: _identity(name, homes[name]) for name in homes} if campaign.secagg.masked else {}
+    public = {name: identity.public for name, identity in identities.items()}
+    return tuple(
+        SiteSetup(
+            name,
+            stores[name],
+            machine,
+            approved,
+            home=homes.get(name),
+            identity=identities.get(name),
+            peers={other: public[other] for other in public if other != name},
+            simulation=True,
+        )
+        for name in sorted(stores)
+    )
+
+
+def _homes(campaign: CampaignConfig, names: Iterable[str], run_dir: Path) -> dict[str, Path]:
+    """What a site keeps between messages lies in `sites/<name>` of the run's folder, as at a deployed site in its own;
+    none where the campaign needs nothing kept."""
+    if not (campaign.secagg.masked or campaign.privacy.on):
+        return {}
+    private_folder(run_dir / "sites")
+    return {name: private_folder(run_dir / "sites" / name) for name in names}
+
+
+def _identity(name: str, home: Path) -> Identity:
+    """Of the keys in a site's home; made where it has none."""
+    from shared.trust.identity import create_exchange_key, load_identity
+
+    if not (home / "key").exists():
+        create_site_key(home / "key")
+    if not (home / "exchange.key").exists():
+        create_exchange_key(home / "exchange.key")
+    return load_identity(name, home / "key", home / "exchange.key")
 
 
 # ---------------------------------------------------------------------------------------------------------- in process
@@ -200,7 +241,9 @@ def run_inprocess(
 
 def run_ray(setups: tuple[SiteSetup, ...], run_dir: Path, on_event: Callable[[Event], None] = ignore) -> CampaignResult:
     """Flower's simulation engine: one actor per core, sites handed to whichever is free. No step events."""
-    client_app = make_app(lambda context: setups[int(context.node_config["partition-id"])])
+    # Private keys are not carried to the actors: each reads those of its site where they lie.
+    keyless = tuple(replace(setup, identity=None) for setup in setups)
+    client_app = make_app(lambda context: _with_keys(keyless[int(context.node_config["partition-id"])]))
     server_app = ServerApp()
     results: list[CampaignResult] = []
     names = frozenset(setup.name for setup in setups)
@@ -219,6 +262,13 @@ def run_ray(setups: tuple[SiteSetup, ...], run_dir: Path, on_event: Callable[[Ev
 
     simulate_with_ray(server_app, client_app, len(setups), setups[0].machine.threads)
     return results[0]
+
+
+def _with_keys(setup: SiteSetup) -> SiteSetup:
+    if not setup.peers:
+        return setup
+    assert setup.home is not None
+    return replace(setup, identity=_identity(setup.name, setup.home))
 
 
 def simulate_with_ray(server_app: ServerApp, client_app: ClientApp, sites: int, threads: int) -> None:

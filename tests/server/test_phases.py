@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from server import rounds
+from server import asking
 from server.phases import latent_scale, run_phases
 from server.rounds import CampaignResult, Run
 from shared.config import AugmentConfig, CampaignConfig, GenerateConfig, PhaseConfig
@@ -64,7 +64,7 @@ def run(
     campaign: CampaignConfig, link: ScriptedLink, run_dir: Path, events: list[Event] | None = None
 ) -> CampaignResult:
     run_dir.mkdir(exist_ok=True)
-    on_event = events.append if events is not None else rounds.ignore
+    on_event = events.append if events is not None else asking.ignore
     return run_phases(Run(campaign, link, run_dir, on_event=on_event, now=link.now), initial)
 
 
