@@ -1,8 +1,8 @@
 """How a site reaches its coordinator: straight, or through the hospital's HTTPS proxy by CONNECT (RFC 9110 9.3.6).
 
 `site.json` says "proxy": "http://HOST:PORT", or "none"; without it the environment's https_proxy and no_proxy count, as
-for other programs. TLS runs through the proxy from end to end: one that opens it shows a certificate of another authority,
-and is refused.
+for other programs. TLS runs through the proxy from end to end: one that opens it shows a certificate of another
+authority, and is refused.
 """
 
 from __future__ import annotations

@@ -7,10 +7,12 @@ No shell: every command is a list.
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import subprocess
+import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,16 @@ def programs(coordinator: Coordinator, bind: str, port: int) -> tuple[Program, P
     )
     environment = environment_of(home)
     return Program("superlink", superlink, environment), Program("superexec", superexec, environment)
+
+
+def enrol_program(coordinator: Coordinator, bind: str) -> Program:
+    """The service that sites join by and ask afterwards. Isolated: a file in the folder is nobody's module."""
+    command = (sys.executable, "-I", "-m", "server.enrol", str(coordinator.folder), own_host(bind).strip("[]"))
+    return Program("enrol", command, environment_of(keystore.private_folder(coordinator.flower / "enrol")))
+
+
+def now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
 
 
 def own_host(bind: str) -> str:
@@ -129,6 +141,11 @@ def register_site(coordinator: Coordinator, site: str, public_key: Path) -> str:
     return str(answer["node-id"])
 
 
+def unregister_site(coordinator: Coordinator, node: str) -> None:
+    """Make the SuperLink forget a node: its key opens nothing from then on."""
+    _flwr(coordinator, "supernode", "unregister", node, LINK, "--format", "json")
+
+
 def _flwr(coordinator: Coordinator, *arguments: str) -> dict[str, Any]:
     """One call of `flwr ... --format json`: the JSON object that it prints, after whatever else it prints."""
     environment = environment_of(coordinator.flower / "command")
@@ -173,18 +190,32 @@ def last_json(text: str) -> dict[str, Any] | None:
 
 
 def registrar(coordinator: Coordinator) -> Callable[[], list[str]]:
-    """A function that registers keys not yet known to the SuperLink, and returns the sites it registered."""
+    """A function that registers keys not yet known to the SuperLink, and returns the sites it registered.
+
+    It also ends the registration of sites that are no longer in: those that were revoked, or have left. A site whose
+    key is another one now was both.
+    """
     known: dict[str, str] | None = None
+    keys: dict[str, str] = {}
 
     def register_new() -> list[str]:
-        nonlocal known
+        nonlocal known, keys
         if known is None:
             nodes = sites_known(coordinator)
             known = {site: node for site, node in registered(coordinator).items() if node in nodes}
-        new = {site: path for site, path in coordinator.site_keys().items() if site not in known}
+            keys = registered_keys(coordinator)
+        paths = coordinator.site_keys()
+        current = {site: path.read_text().strip() for site, path in paths.items()}
+        gone = [site for site in known if site not in current or keys.get(site, current[site]) != current[site]]
+        for site in gone:
+            unregister_site(coordinator, known[site])
+            del known[site]
+            _write_registered(coordinator, known, current)
+        new = {site: path for site, path in paths.items() if site not in known}
         for site, path in new.items():
             known[site] = register_site(coordinator, site, path)
-            _write_registered(coordinator, known)
+            _write_registered(coordinator, known, current)
+        keys = {site: current[site] for site in known}
         return list(new)
 
     return register_new
@@ -201,5 +232,16 @@ def registered(coordinator: Coordinator) -> dict[str, str]:
     return {str(site): str(node) for site, node in values.items()}
 
 
-def _write_registered(coordinator: Coordinator, known: dict[str, str]) -> None:
+def registered_keys(coordinator: Coordinator) -> dict[str, str]:
+    """Site -> the key that it was registered with; empty in a folder of an older version."""
+    try:
+        values = json.loads((coordinator.flower / "keys.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return {str(site): str(key) for site, key in values.items()}
+
+
+def _write_registered(coordinator: Coordinator, known: dict[str, str], keys: Mapping[str, str]) -> None:
+    shown = {site: keys[site] for site in known if site in keys}
+    write_atomically(coordinator.flower / "keys.json", json.dumps(shown, indent=1).encode())
     write_atomically(coordinator.flower / "sites.json", json.dumps(known, indent=1).encode())

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from server import folder, processes
+from server import folder, gateway, processes, registry
 from server.folder import Coordinator
 from server.outcome import read_outcome
 from server.records import all_records, is_closing
@@ -26,8 +26,11 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 REGISTER_S = 2.0
 
 
-def serve(coordinator: Coordinator, *, port: int, bind: str, exposed: bool, say: Callable[[str], None]) -> None:
-    """Serve until told to stop; raises RefusedError for an open bind, ConfigError when the port is taken."""
+def serve(
+    coordinator: Coordinator, *, port: int, bind: str, exposed: bool, say: Callable[[str], None],
+    with_gateway: bool = False,
+) -> None:  # fmt: skip
+    """Serve until told to stop; raises RefusedError for an open bind, ConfigError when a port is taken."""
     if bind not in LOOPBACK and not exposed:
         raise RefusedError(
             f"binding to {bind} would let everyone who reaches it start runs: keep loopback behind a gateway that "
@@ -37,6 +40,8 @@ def serve(coordinator: Coordinator, *, port: int, bind: str, exposed: bool, say:
         raise ConfigError(
             f"the server certificate is not for {bind} but for {', '.join(coordinator.hosts)}; name it in init --host"
         )
+    if with_gateway and (bind not in LOOPBACK or port != coordinator.port):
+        raise ConfigError(f"the gateway leads to port {coordinator.port} on loopback; leave --bind and --port away")
     folder.renew_if_due(coordinator, dt.datetime.now(dt.UTC))
     stop = threading.Event()
     registering = threading.Thread(
@@ -44,13 +49,14 @@ def serve(coordinator: Coordinator, *, port: int, bind: str, exposed: bool, say:
     )
 
     def start() -> Sequence[Program]:
-        if not is_free(bind, port):
-            raise ConfigError(
-                f"port {port} on {bind} is in use; choose another with --port, or stop what listens there"
-            )
+        for taken, option in ((port, "--port"), (coordinator.join_port, ""), (coordinator.services_port, "")):
+            if not is_free(bind, taken):
+                choose = f"choose another with {option}" if option else "write another into coordinator.json"
+                raise ConfigError(f"port {taken} on {bind} is in use; {choose}, or stop what listens there")
         processes.write_link(coordinator, bind, port)
         registering.start()
-        return processes.programs(coordinator, bind, port)
+        facing = (gateway.program(coordinator),) if with_gateway else ()
+        return (*processes.programs(coordinator, bind, port), processes.enrol_program(coordinator, bind), *facing)
 
     try:
         supervise(start, coordinator.folder)
@@ -91,6 +97,10 @@ def status(coordinator: Coordinator, now: dt.datetime) -> dict[str, Any]:
         "serving": record["running"],
         "processes": record["programs"],
         "certificate_days": certificates.days_left(coordinator.server_certificate.read_bytes(), now),
+        "site_certificate_days": {
+            site: said if isinstance(said, str) else said.days_left(now)
+            for site, said in registry.certificates_of(coordinator, now).items()
+        },
         "sites": sites if record["running"] else dict.fromkeys(sites, "not served"),
         "runs": {path.name: _run(path) for path in sorted((coordinator.folder / "runs").iterdir()) if path.is_dir()},
     }
