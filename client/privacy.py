@@ -90,6 +90,8 @@ def site_noised(
     coordinator alone keeps it. A visible update is seen alone, so it carries the whole noise. Sites that collude know
     their own shares: against k of them the sum of n is only as noisy as that of n - k.
 
+    Under masks values are cut to secagg.range, beyond which a site must not send: so large a noise drowns all anyway.
+
     `names` are the arrays that the campaign trains (shared.privacy.parts.trained_names); the others are returned as 0
     and have no noise. Without it they are looked up. `rng` is for tests; else the noise is the operating system's.
     """
@@ -102,13 +104,14 @@ def site_noised(
     scale = min(1.0, privacy.clip_norm / max(norm(moved), np.finfo(np.float64).tiny))
     std = multiplier * privacy.clip_norm / noise_shares(campaign) ** 0.5
     noise = normal(sum(values.size for values in moved.values()), std, rng)
+    most = campaign.secagg.range if campaign.secagg.masked else np.inf
     noised, begin = {}, 0
     for name, values in difference.items():
         if name not in moved:
             noised[name] = np.zeros_like(values)
             continue
         share = noise[begin : begin + values.size].reshape(values.shape)
-        noised[name] = (scale * moved[name].astype(np.float64) + share).astype(np.float32)
+        noised[name] = np.clip(scale * moved[name].astype(np.float64) + share, -most, most).astype(np.float32)
         begin += values.size
     return noised
 

@@ -162,6 +162,9 @@ def _training(campaign: CampaignConfig, parts: tuple[str, ...], most: int) -> Na
     yield from _spent(campaign, most)
     for part in parts:
         yield f"images.{part}", Figure(0, most)
+    if campaign.privacy.on:  # losses and gates tell of images, and no noise covers them
+        yield "privacy.multiplier", Figure(0, _LARGE)
+        return
     if campaign.enhance.kind != "none":
         yield "loss_enhance", Figure(-_LARGE if campaign.objective.adversarial else -_TINY, _LARGE)
         yield "ascent_rate", Figure(0, 1)
