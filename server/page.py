@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from server import charts, figures
+from server.anomalies import anomalies_of
 from server.explanations import explained
 from server.findings import Findings
 from server.gate import gate_charts, promotion_charts
@@ -289,6 +290,7 @@ def _parts(findings: Findings, sites: Sequence[str]) -> list[dict[str, Any]]:
                 "gate": gate_charts(run, sites),
                 "promotion": promotion_charts(run),
                 "labels": label_section(run, sites, diagnoses),
+                "updates": anomalies_of(run.rounds, sites, findings.config.get("campaign", findings.config)),
                 "generator": generator_section(run.phases, sites, label=run.method),
                 "spreads": charts.spreads(run, pictures, sites),
                 "curves": charts.curves(run, sites),

@@ -37,7 +37,6 @@ from client.dataset import Slices
 from client.ingest.store import Store, array_path, locked, read_index, write_array, write_index
 from client.reading import judged, read
 from client.update import forget
-from server.rounds import ignore
 from shared.config import CampaignConfig, MachineConfig, save_campaign
 from shared.config.programs import ATTACKS_ON_DATA, Attack
 from shared.errors import ConfigError
@@ -65,7 +64,7 @@ def run_poisoned(
     adversaries: Mapping[str, Attack],
     transport: Transport = "inprocess",
     machine: MachineConfig | None = None,
-    on_event: Callable[[Event], None] = ignore,
+    on_event: Callable[[Event], None] = lambda event: None,
 ) -> FederationResult:
     """`run_federation` with some sites malicious; without any it is the same."""
     check_names(adversaries, list(stores))

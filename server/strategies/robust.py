@@ -53,8 +53,7 @@ def aggregate(
     No input is changed, and the order of the sites does not matter: of equal scores the first name wins.
 
     The record is JSON: `chosen` and `dropped` sites (none are dropped as a whole by median and trimmed_mean), `unmoved`
-    parts, and by site `norms` (L2), `cosines` (to the mean of the others; server/anomalies.py) and `distances`: of Krum
-    the score, else the L2 distance to the result.
+    parts, and `distances` by site: of Krum the score, else the L2 distance to the result.
 
     Raises DataError where there are too few updates for the guarantee.
     """
@@ -62,20 +61,18 @@ def aggregate(
     _check_number(kind, len(sites), malicious)
     names = list(updates[sites[0]])
     learnt = [name for name in names if part_of(name) != "prior"]
-    products_SS = _products([updates[site] for site in sites], learnt)
-    record = _looks(sites, products_SS)
     if kind in ("median", "trimmed_mean"):
         chosen = sites
         result, unmoved = _by_coordinate(updates, kind, malicious, images)
-        record["distances"] = {site: _distance(updates[site], result, learnt) for site in sites}
+        distances = {site: _distance(updates[site], result, learnt) for site in sites}
     else:
         scores = krum_scores(_squared_distances([updates[site] for site in sites], learnt), malicious)
         keep = 1 if kind == "krum" else len(sites) - malicious
         chosen = sorted(sites[i] for i in np.argsort(scores, kind="stable")[:keep])
         result, unmoved = _mean_of(updates, chosen, images)
-        record["distances"] = {site: float(score) for site, score in zip(sites, scores, strict=True)}
+        distances = {site: float(score) for site, score in zip(sites, scores, strict=True)}
     dropped = [site for site in sites if site not in chosen]
-    return result, {"kind": kind, "chosen": chosen, "dropped": dropped, "unmoved": unmoved, **record}
+    return result, {"kind": kind, "chosen": chosen, "dropped": dropped, "unmoved": unmoved, "distances": distances}
 
 
 def median(stacked_SX: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -158,28 +155,6 @@ def _squared_distances(updates: Sequence[Arrays], names: Sequence[str]) -> Float
             squared_SS[i, :i] += squared
             squared_SS[:i, i] += squared
     return squared_SS
-
-
-def _products(updates: Sequence[Arrays], names: Sequence[str]) -> Float64:
-    """(S, S) inner products over `names`."""
-    products_SS = np.zeros((len(updates), len(updates)))
-    for name in names:
-        flat_SD = np.stack([update[name].reshape(-1) for update in updates]).astype(np.float64)
-        products_SS += flat_SD @ flat_SD.T
-    return products_SS
-
-
-def _looks(sites: Sequence[str], products_SS: Float64) -> dict[str, Any]:
-    """By site: the norm, and the cosine to the mean of the others; 0 where either is 0."""
-    norms = np.sqrt(np.diag(products_SS))
-    total = products_SS.sum()
-    cosines: dict[str, float] = {}
-    for i, site in enumerate(sites):
-        with_others = products_SS[i].sum() - products_SS[i, i]
-        others = np.sqrt(max(total - 2 * products_SS[i].sum() + products_SS[i, i], 0.0))
-        length = norms[i] * others
-        cosines[site] = float(np.clip(with_others / length, -1, 1)) if length > 0 else 0.0
-    return {"norms": {site: float(value) for site, value in zip(sites, norms, strict=True)}, "cosines": cosines}
 
 
 def _distance(update: Arrays, result: Arrays, names: Sequence[str]) -> float:
