@@ -70,7 +70,14 @@ def _serve(arguments: argparse.Namespace) -> int:
     port = arguments.port or coordinator.port
     record(coordinator, "admin.serve_started", bind=arguments.bind, port=port)
     try:
-        serve(coordinator, port=port, bind=arguments.bind, exposed=arguments.dangerously_expose_control, say=OUT.print)
+        serve(
+            coordinator,
+            port=port,
+            bind=arguments.bind,
+            exposed=arguments.dangerously_expose_control,
+            say=OUT.print,
+            with_gateway=arguments.gateway,
+        )
     finally:
         record(coordinator, "admin.serve_stopped")
     return 0
@@ -173,6 +180,8 @@ def _status(arguments: argparse.Namespace) -> int:
         table.add_row("run", name, f"{run['rounds_done']} of {run['rounds']} rounds, {run['state']} {run['reason']}")
     OUT.print(table)
     OUT.print(f"Server certificate: {state['certificate_days']} days left; serve renews it in its last 30.")
+    for site, days in state["site_certificate_days"].items():
+        OUT.print(f"Certificate of {site}: {days if isinstance(days, str) else f'{days} days left'}")
     return 0
 
 
@@ -273,6 +282,7 @@ def _parser() -> argparse.ArgumentParser:
     serve = command(commands, "serve", _serve, "serve the federation in the foreground")
     serve.add_argument("--port", type=int, help="default: the one given to init")
     serve.add_argument("--bind", default="127.0.0.1", metavar="ADDRESS")
+    serve.add_argument("--gateway", action="store_true", help="run nginx too, as `gateway` configured it")
     serve.add_argument(
         "--dangerously-expose-control",
         action="store_true",
