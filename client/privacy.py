@@ -31,6 +31,8 @@ from shared.weights import norm
 if TYPE_CHECKING:
     import torch
 
+MULTIPLIER = "privacy.multiplier"
+"""In the record of a round: standard deviation of the noise over privacy.clip_norm."""
 COSINE = "privacy.cosine"
 """In the record of a simulated round: cos(noised update, update without clipping and noise)."""
 MOST_GROWTH = 10.0
@@ -116,12 +118,12 @@ def site_noised(
     return noised
 
 
-def covered(training: Mapping[str, float], campaign: CampaignConfig) -> dict[str, float]:
-    """privacy=site: what may leave of a training record. Losses and gates tell of all images and are left here; the
+def covered(training: Mapping[str, float], multiplier: float) -> dict[str, float]:
+    """privacy=site: what may leave of a training record. Losses, gates and times tell of images and are left here; the
     images that moved each part are told as all of them, so that every array has the noise of every site in its sum."""
     images = {name: training["samples"] for name in training if name.startswith("images.")}
-    kept = {name: training[name] for name in ("samples", "learning_rate", "seconds") if name in training}
-    return {**kept, **images}
+    kept = {name: training[name] for name in ("samples", "learning_rate") if name in training}
+    return {**kept, **images, MULTIPLIER: multiplier}
 
 
 def compares(setup: SiteSetup) -> bool:

@@ -43,23 +43,28 @@ if TYPE_CHECKING:
 Done = SiteCard | Offered | Update | Revealed
 
 
-def protected(done: Done, plan: Plan, setup: SiteSetup, campaign: CampaignConfig) -> Record:
-    """The message that `done` becomes; `campaign` is the approved one, in the phase of the plan.
+def protected(
+    done: Done, plan: Plan, setup: SiteSetup, campaign: CampaignConfig
+) -> tuple[Record, Mapping[str, float | bool]]:
+    """The message that `done` becomes, and what the site's own log says of it; `campaign` is the approved one, in the
+    phase of the plan.
 
     Raises RefusedError for a plan without the session that the campaign needs, DataError for a value that does not fit
     the agreed range.
     """
     if isinstance(done, SiteCard):
-        return card_record(done)
+        return card_record(done), {}
     if isinstance(done, Offered):
-        return offer_record(done)
+        return offer_record(done), {}
     if isinstance(done, Revealed):
-        return reveal_record(done)
+        return reveal_record(done), {}
     if not done.difference:  # of a closing evaluation
-        return update_record(done)
+        return update_record(done), {}
     bounded = within(done, campaign.strategy.norm_bound)  # (1)
-    noised = _noised(bounded, campaign)  # (2)
-    return _masked(noised, plan, setup, campaign) if campaign.secagg.masked else update_record(noised)  # (3)
+    noised = _noised(bounded, setup, campaign)  # (2)
+    masked = campaign.secagg.masked
+    record = _masked(noised, plan, setup, campaign) if masked else update_record(noised)  # (3)
+    return record, {"norm": norm(noised.difference), "masked": masked}
 
 
 def within(update: Update, bound: float | None) -> Update:
@@ -82,12 +87,14 @@ def _scaled(arrays: Arrays, factor: np.float32) -> Arrays:
     return {name: np.asarray(values * factor) for name, values in arrays.items()}
 
 
-def _noised(update: Update, campaign: CampaignConfig) -> Update:
+def _noised(update: Update, setup: SiteSetup, campaign: CampaignConfig) -> Update:
     if campaign.privacy.kind != "site":
         return update
-    from client.privacy import site_noised
+    from client import privacy
 
-    return replace(update, difference=site_noised(update.difference, campaign, update.noise_multiplier))
+    noised = privacy.site_noised(update.difference, campaign, update.noise_multiplier)
+    rehearsed = {privacy.COSINE: privacy.cosine(noised, update.difference)} if privacy.compares(setup) else {}
+    return replace(update, difference=noised, training={**update.training, **rehearsed})
 
 
 # ------------------------------------------------------------------------------------------------- secure aggregation

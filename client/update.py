@@ -102,7 +102,8 @@ def _check_round(plan: Plan, campaign: CampaignConfig) -> None:
 def _round(plan: Plan, setup: SiteSetup, opened: Opened, told: Told | None) -> Update:
     from client.acceptance import accepted
     from client.evaluate import evaluate, summarise
-    from client.train.local import added_change, train_round
+    from client.train.charged import train_charged
+    from client.train.local import added_change
     from shared.networks import Networks
     from shared.weights import PARTS, difference, load_arrays, to_arrays
 
@@ -113,20 +114,13 @@ def _round(plan: Plan, setup: SiteSetup, opened: Opened, told: Told | None) -> U
     if plan.action == "evaluate":  # the last: of these weights a release may be made
         evaluation = {**evaluation, **accepted(networks, data.test, campaign, setup.machine)}
         return Update(setup.name, plan.round, 0, {}, {}, evaluation)
-    training, state = train_round(
-        networks,
-        training_slices(plan, setup, opened.agreed, opened.campaign, data),
-        campaign,
-        setup.machine,
-        site=setup.name,
-        round=plan.round,
-        steps=campaign.training.local_steps,
-        on_step=told,
-    )
+    slices = training_slices(plan, setup, opened.agreed, opened.campaign, data)
+    training, state, multiplier = train_charged(networks, slices, campaign, setup, round=plan.round, on_step=told)
     learned = difference(to_arrays(networks), plan.weights)
-    added = _added(learned, added_change(networks, state)) if campaign.strategy.promotion != "none" else {}
+    added = _added(learned, added_change(networks, state)) if state and campaign.strategy.promotion != "none" else {}
     images = {part: int(training[f"images.{part}"]) for part in PARTS if f"images.{part}" in training}
-    return Update(setup.name, plan.round, int(training["samples"]), learned, training, evaluation, added, images)
+    samples = int(training["samples"])
+    return Update(setup.name, plan.round, samples, learned, training, evaluation, added, images, multiplier)
 
 
 def _phase_round(plan: Plan, setup: SiteSetup, opened: Opened, told: Told | None) -> Update:

@@ -272,7 +272,11 @@ def _federated(campaign: CampaignConfig, federated: Federated) -> Model:
     load_arrays(networks, own)
     training = [site for record in of_training(federated.records) for site in record["training"].values()]
     return Model(
-        "federated", "all", networks, sum(site["samples"] for site in training), sum(s["seconds"] for s in training)
+        "federated",
+        "all",
+        networks,
+        sum(site["samples"] for site in training),
+        sum(site.get("seconds", 0.0) for site in training),
     )
 
 

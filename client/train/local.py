@@ -45,6 +45,7 @@ LOWEST_RATE = 0.01
 CHECK_EVERY = 16
 """Steps between looks at the device's flag of finiteness; on the CPU a look costs nothing and every step has one."""
 
+OnStep = Callable[[int, int], None]
 GradientsOf = Callable[[Networks, Batch, Share, CampaignConfig], Gradients]
 
 
@@ -67,7 +68,7 @@ def train_round(
     round: int,
     steps: int,
     state: TrainingState | None = None,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> tuple[Mapping[str, float], TrainingState]:
     """Train `networks` in place for `steps` steps of 1-based `round`.
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -29,10 +29,10 @@ from torch import Tensor
 
 from client.batches import drawn_batch
 from client.dataset import Slices
-from client.privacy import COSINE, cosine
+from client.privacy import COSINE, MULTIPLIER, cosine
 from client.train import gradprom
 from client.train.gradprom import Gradients, Optimisers
-from client.train.local import gradients_form, learning_rate
+from client.train.local import OnStep, gradients_form, learning_rate
 from client.train.terms import Share
 from shared.batch import Batch
 from shared.config import CampaignConfig, MachineConfig
@@ -43,8 +43,6 @@ from shared.privacy.parts import only_trained
 from shared.recognise.losses import Labelled
 from shared.types import Arrays
 from shared.weights import difference, parts_of, to_arrays
-
-OnStep = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,7 +108,7 @@ def train_private(
     samples = float(int(campaign.privacy.patients * campaign.privacy.slices * steps + 0.5))
     images = {f"images.{part}": samples for part in parts_of(ended) if part != "prior"}
     rates = {"learning_rate": learning_rate(campaign, ((round - 1) + (steps - 1) / steps) / campaign.rounds.rounds)}
-    record = {"samples": samples, **images, **rates, "privacy.multiplier": multiplier}
+    record = {"samples": samples, **images, **rates, MULTIPLIER: multiplier}
     if twin is not None:
         record[COSINE] = _cosine(began, ended, to_arrays(twin.networks))
     return record
