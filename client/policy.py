@@ -142,8 +142,10 @@ def _patients(store: Path, changed_ns: int) -> int:
 
 
 def _check_patients(store: Path, rules: SiteRules) -> None:
-    index = store / "index.json"
-    if not index.exists() or _patients(store, index.stat().st_mtime_ns) < rules.minimum_patients:
+    from client.ingest.store import index_file
+
+    index = index_file(store)
+    if index is None or _patients(store, index.stat().st_mtime_ns) < rules.minimum_patients:
         raise RefusedError("this site holds fewer patients than its own rules ask for to take part (minimum_patients)")
 
 

@@ -1,5 +1,8 @@
 """The federation after a round in, one folder on disk out, and back: what `resume` stands on.
 
+In an encrypted folder (shared/trust/vault.py) the two safetensors files are `<name>.sealed`; the manifest has the
+SHA-256 of what is in them.
+
 A folder `round_00003` holds weights.safetensors, optimiser.safetensors (where the strategy keeps state) and
 manifest.json with the SHA-256 of both, the campaign's digests and the round's record. It appears under its name by one
 rename, after everything in it is on the disk: a reader sees all of it or nothing. Folders that a killed run left behind
@@ -22,10 +25,12 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, load_file, save
 
 from shared.errors import DataError, RefusedError
 from shared.files import sync
+from shared.trust.sealed import SUFFIX
+from shared.trust.vault import vault_of
 from shared.types import Arrays
 from shared.weights import learnt_and_prior
 
@@ -62,10 +67,10 @@ def save_round(folder: Path, state: FederationState, record: Mapping[str, Any]) 
     partial = folder / f".partial-{target.name}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    files = {WEIGHTS: _save(partial / WEIGHTS, state.weights)}
+    files = {WEIGHTS: _save(partial / WEIGHTS, state.weights, target / WEIGHTS)}
     if state.optimiser:
         flat = {f"{part}/{name}": values for part, arrays in state.optimiser.items() for name, values in arrays.items()}
-        files[OPTIMISER] = _save(partial / OPTIMISER, flat)
+        files[OPTIMISER] = _save(partial / OPTIMISER, flat, target / OPTIMISER)
     manifest = {
         "format": FORMAT,
         "campaign": state.campaign,
@@ -142,9 +147,11 @@ def _manifest(path: Path, name: str) -> dict[str, Any]:
 
 def _checked(path: Path, digest: str, name: str) -> Arrays:
     try:
-        if file_digest(path) != digest:
+        content = _decrypted(path)
+        if (file_digest(path) if content is None else hashlib.sha256(content).hexdigest()) != digest:
             raise _damaged(name, f"{path.name} does not have the SHA-256 that {MANIFEST} states")
-        return {key: np.asarray(values, dtype=np.float32) for key, values in load_file(path).items()}
+        arrays = load_file(path) if content is None else load(bytes(content))
+        return {key: np.asarray(values, dtype=np.float32) for key, values in arrays.items()}
     except (OSError, SafetensorError):
         raise _damaged(name, f"{path.name} cannot be read") from None
 
@@ -159,11 +166,45 @@ def _name(number: int) -> str:
     return f"round_{number:05d}"
 
 
-def _save(path: Path, arrays: Arrays) -> str:
-    save_file({name: np.asarray(values, order="C") for name, values in arrays.items()}, path)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    return file_digest(path)
+def _save(path: Path, arrays: Arrays, named: Path) -> str:
+    """`named`: what the file is called when its folder is in place."""
+    content = save({name: np.asarray(values, order="C") for name, values in arrays.items()})
+    vault = vault_of(path.parent)
+    if vault is None:
+        _write(path, content)
+    else:
+        vault.write(path, content, named=named)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _decrypted(path: Path) -> bytearray | None:
+    """The content of an encrypted file; None where it is a plain one."""
+    if not path.with_name(path.name + SUFFIX).exists():
+        return None
+    vault = vault_of(path)
+    if vault is None:
+        raise DataError("the checkpoints are encrypted and sealed.json is missing; restore it from a backup")
+    return vault.read(path)
+
+
+def seal_rounds(folder: Path) -> int:
+    """Encrypt what lies plain in the checkpoints of a run, file by file; returns how many files it was.
+
+    A file is written, read again and compared before the plain one goes: killed at any step, every round can be read.
+    """
+    vault = vault_of(folder)
+    assert vault is not None
+    for partial in folder.glob(".partial-*"):
+        shutil.rmtree(partial, ignore_errors=True)
+    plain = [path for path in sorted(folder.glob("round_*/*.safetensors")) if path.is_file()]
+    for path in plain:
+        content = path.read_bytes()
+        vault.write(path, content)
+        if vault.read(path) != content:
+            raise DataError("what was encrypted cannot be read back; check the disk. The plain file is still there")
+        path.unlink()
+        sync(path.parent)
+    return len(plain)
 
 
 def file_digest(path: Path) -> str:

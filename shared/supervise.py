@@ -64,6 +64,7 @@ class _Record:
 def environment_of(home: Path, *, threads: int = 1, path: str | None = None) -> dict[str, str]:
     """The environment of a Flower process: no telemetry, no update check, no installation at run time, own home."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("FLWR_", "PYTHON", "WARDROUND_"))}
+    kept |= {key: os.environ[key] for key in ("WARDROUND_KEY_FILE", "WARDROUND_PASSPHRASE") if key in os.environ}
     loopback = ",".join(filter(None, (kept.get("NO_PROXY", kept.get("no_proxy", "")), "127.0.0.1", "localhost")))
     return kept | {
         "FLWR_HOME": str(home),

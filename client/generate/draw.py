@@ -26,7 +26,7 @@ from client.dataset import Slices, Synthetic
 from client.generate.agreement import Segmenter
 from client.generate.asks import Asks, asked, asked_apart
 from client.generate.guards import guarded
-from client.ingest.store import write_array
+from client.ingest.arrays import read_array, write_array
 from shared.config import CampaignConfig, MachineConfig, to_dict, without_places
 from shared.errors import DataError
 from shared.generate.hints import hint_of
@@ -186,8 +186,8 @@ def _kept(path: Path | None, shape: tuple[int, ...]) -> Tensor | None:
     if path is None:
         return None
     try:
-        image_BCHW = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        image_BCHW = np.array(read_array(path))
+    except (OSError, ValueError, EOFError, DataError):
         return None
     whole = image_BCHW.shape == shape and image_BCHW.dtype == np.float32 and np.isfinite(image_BCHW).all()
     return torch.from_numpy(image_BCHW) if whole else None

@@ -23,10 +23,12 @@ import torch
 from client.dataset import Slices, Synthetic
 from client.generate.draw import Drawn, OnProgress, draw_synthetic, generator_digest
 from client.generate.manifest import BATCHES, FORMAT, MANIFEST, REMEDY, KeptSet, drawing, read_set, synthetic_folder
-from client.ingest.store import rule_digest, write_array
+from client.ingest.arrays import content_digest as digest_of
+from client.ingest.arrays import read_array, write_array
+from client.ingest.store import rule_digest
 from client.site import SiteSetup
 from client.train.phases import finetune
-from shared.checkpoint import file_digest, write_atomically
+from shared.checkpoint import write_atomically
 from shared.config import CampaignConfig, campaign_digest, to_dict, without_places
 from shared.errors import DataError, RefusedError
 from shared.generate.networks import Generator
@@ -145,7 +147,7 @@ def save_synthetic(folder: Path, drawn: Drawn, manifest: Mapping[str, Any]) -> K
         "synthetic": True,
         **manifest,
         "counts": {"images": kept, "slices": len(set(labels_S2[:, 0].tolist()))},
-        "sha256": {name: file_digest(folder / f"{name}.npy") for name in _ARRAYS},
+        "sha256": {name: digest_of(folder / f"{name}.npy") for name in _ARRAYS},
         "report": dict(drawn.report),
     }
     write_atomically(folder / MANIFEST, json.dumps(whole, indent=1, sort_keys=True, allow_nan=False).encode())
@@ -185,8 +187,8 @@ def _array(kept: KeptSet, name: str) -> Any:
     path = kept.folder / f"{name}.npy"
     damaged = DataError(f"the {name} of synthetic set {kept.folder.name} are missing or damaged; {REMEDY}")
     try:
-        if file_digest(path) != kept.manifest["sha256"].get(name):
+        if digest_of(path) != kept.manifest["sha256"].get(name):
             raise damaged
-        return np.load(path, allow_pickle=False)
+        return np.array(read_array(path))
     except (OSError, ValueError, EOFError):
         raise damaged from None

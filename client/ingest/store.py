@@ -5,6 +5,8 @@
     series/<key>-<generation>.mask.npy    uint8 (D, H, W), campaign codes, 0 background
     .lock                             held by the ingest that runs
 
+In an encrypted site folder (shared/trust/vault.py) every file but the lock is `<name>.sealed` instead.
+
 Array files never change: an ingest writes new names, and only its last step, the index, makes them part of the store.
 Killed before that step, the store is the old one; files that no index names are swept by the next ingest.
 Why plain .npy files and JSON: training re-reads a store many times without pydicom or torch, and numpy maps a .npy
@@ -15,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from typing import Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
+from client.ingest.arrays import read_array, read_content, sealed_path, write_content
+from client.ingest.arrays import write_array as write_array  # what ingest writes with
 from shared.config import DataConfig
 from shared.errors import DataError
 from shared.files import sync
@@ -151,12 +154,12 @@ def array_path(folder: Path, record: SeriesRecord, kind: Literal["image", "mask"
 
 def _map(path: Path, dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = read_array(path)
     except (OSError, ValueError, EOFError):
         raise DataError("an array file of the store is missing or damaged; ingest the source folder again") from None
     if array.dtype.str != dtype or array.shape != shape:
         raise DataError("an array file of the store is not the one its index names; ingest the source folder again")
-    return cast(npt.NDArray[Any], array)
+    return array
 
 
 # ------------------------------------------------------------------------------------------------------------- index
@@ -165,7 +168,7 @@ def _map(path: Path, dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
 def read_index(folder: Path) -> Index | None:
     """The index, or None where there is none yet; DataError on anything that this version did not write."""
     try:
-        text = (folder / INDEX).read_text(encoding="utf-8")
+        text = str(read_content(folder / INDEX), "utf-8")
     except FileNotFoundError:
         return None
     except (OSError, ValueError):
@@ -203,35 +206,25 @@ def write_index(folder: Path, index: Index) -> None:
     }
     body = json.loads(json.dumps(body))
     envelope = {"version": VERSION, "sha256": _digest(body), "body": body}
-    _write_atomically(folder / INDEX, json.dumps(envelope, indent=1).encode())
+    sync(folder / ARRAYS)
+    write_content(folder / INDEX, json.dumps(envelope, indent=1).encode())
+    sync(folder)
 
 
-def write_array(path: Path, array: npt.NDArray[Any]) -> None:
-    """An array on the disk, whole or not at all under its final name."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    sync(path.parent / ARRAYS)
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    sync(path.parent)
+def index_file(folder: Path) -> Path | None:
+    """The file that the index is in, plain or encrypted; None where there is no store yet."""
+    forms = (sealed_path(folder / INDEX), folder / INDEX)
+    return next((form for form in forms if form.exists()), None)
 
 
 def sweep(folder: Path, index: Index) -> int:
     """Remove files of ingests that never finished, and of series that were replaced; returns how many."""
     named = {array_path(folder, record, "image").name for record in index.series.values()}
     named |= {array_path(folder, record, "mask").name for record in index.series.values() if record.has_mask}
-    leftovers = [path for path in (folder / ARRAYS).iterdir() if path.name not in named]
+    files = {path.name for path in (folder / ARRAYS).iterdir()}
+    named |= {sealed_path(Path(name)).name for name in named}
+    twice = {name for name in files if sealed_path(Path(name)).name in files}  # a kill while it was encrypted
+    leftovers = [folder / ARRAYS / name for name in files if name not in named or name in twice]
     for path in leftovers:
         path.unlink()
     return len(leftovers)
