@@ -23,6 +23,7 @@ BENCHES = {
     "aggregate": "simulation.bench.aggregate",
     "ingest": "simulation.bench.ingest",
     "enhance": "simulation.bench.enhance",
+    "secagg": "simulation.bench.secagg",
 }
 COLUMNS = ("bench", "case", "ours", "rival", "ratio", "target", "holds")
 
