@@ -31,7 +31,10 @@ ONLY_IN = {
     "onnxscript": ("shared/export.py",),
     "onnxruntime": ("shared/export.py",),
     "ray": ("simulation/run.py", "simulation/bench/"),
-    "pydicom": ("client/ingest/", "client/enhance", "simulation/hospitals/", "simulation/bench/ingest.py"),
+    "pydicom": (
+        *("client/ingest/", "client/enhance", "simulation/hospitals/", "simulation/fuzz/"),
+        "simulation/bench/ingest.py",
+    ),
     "highdicom": ("client/ingest/", "client/enhance", "simulation/hospitals/"),
     "pynetdicom": ("client/ingest/pacs/",),
     "dicomweb_client": (),

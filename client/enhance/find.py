@@ -19,7 +19,7 @@ from client.enhance.reasons import NotEnhanced, Why, as_refusal
 from client.ingest.reasons import Reason
 from client.ingest.series import Instance, Stack, instance_of, stacks_of
 from client.ingest.sources import SourceFile, walk
-from client.ingest.validate import check_limits, num_frames, read_header, silent, sop_instance, text
+from client.ingest.validate import check_limits, num_frames, read_header, reading, silent, sop_instance, text
 from shared.config import DataConfig
 from shared.errors import ConfigError, DataError
 
@@ -60,7 +60,8 @@ def find(source: Path, out: Path, data: DataConfig, on_progress: Progress) -> Fo
             with as_refusal():
                 dataset = read_header(file)
                 series = text(dataset, "SeriesInstanceUID") or series
-                check(dataset, data)
+                with reading(Reason.MALFORMED):
+                    check(dataset, data)
                 instance = instance_of(dataset, file, sop_instance(dataset), secret)
             if instance.identity in seen:
                 series = str(file.path)  # files, not series: the series is enhanced

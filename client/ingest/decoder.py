@@ -21,6 +21,7 @@ import resource
 import subprocess
 import sys
 import threading
+from collections import Counter
 from contextlib import suppress
 from typing import IO, Any
 
@@ -86,6 +87,7 @@ class _Child:
             answer, content = _receive(self.process.stdout, 8 * samples, MOST_HEADER_BYTES)
         except (OSError, EOFError, ValueError, MemoryError):
             self.end()
+            lost[self.process.returncode] += 1
             raise Quarantined(Reason.UNDECODABLE) from None
         finally:
             timer.cancel()
@@ -103,6 +105,8 @@ class _Child:
         self.process.wait()
 
 
+lost: Counter[int] = Counter()
+"""Exit code of a child (negative: the signal) -> how many files ended one."""
 _child: _Child | None = None
 _lock = threading.Lock()
 

@@ -22,6 +22,13 @@ Floats = npt.NDArray[np.float64]
 
 MIN_SLICES_TO_REORDER = 8
 SAME_POSITION_MM = 1e-3
+MOST_MM = 1e6
+"""Of a place, a distance or a spacing: what lies a kilometre away is no part of a patient, and squares of the largest
+numbers are infinite."""
+MOST_COARSER = 256.0
+"""Campaign's spacing over the acquired one: smoothing costs time by it."""
+MAX_GRID_VALUES = 1 << 29
+"""Voxels after resampling; 2 GB as float32."""
 UNEVEN = 1.5
 """Largest gap over the median gap (and the median over the smallest) before slices count as missing."""
 
@@ -80,18 +87,23 @@ def frame_planes(dataset: Dataset, num_frames: int) -> FramePlanes:
         spacing = _vector(dataset.get("ImagerPixelSpacing"), 2)
     thickness = _number(_find(groups[0], "PixelMeasuresSequence", "SpacingBetweenSlices"))
     thickness = thickness or _number(_find(groups[0], "PixelMeasuresSequence", "SliceThickness"))
-    spacing_hw = (float(spacing[0]), float(spacing[1])) if spacing is not None and min(spacing) > 0 else (0.0, 0.0)
+    known = spacing is not None and min(spacing) >= 1 / MOST_MM and max(spacing) <= MOST_MM
+    spacing_hw = (float(spacing[0]), float(spacing[1])) if spacing is not None and known else (0.0, 0.0)
     nowhere = FramePlanes(np.zeros((0, 3)), np.zeros(3), np.zeros(3), spacing_hw, thickness)
     if orientations[0] is None or any(position is None for position in positions):
         return nowhere
     if any(other is None or np.abs(other - orientations[0]).max() > 1e-3 for other in orientations):
         return nowhere
     placed = np.array(positions, dtype=np.float64)
+    if np.abs(placed).max() > MOST_MM:
+        raise Quarantined(Reason.GEOMETRY)
     row, column = _directions(orientations[0])
     if len(placed) == 1 and num_frames > 1:
         offsets = _vector(dataset.get("GridFrameOffsetVector"), num_frames)
         if offsets is None:
             return nowhere
+        if np.abs(offsets).max() > MOST_MM:
+            raise Quarantined(Reason.GEOMETRY)
         placed = placed + (offsets - offsets[0])[:, None] * np.cross(row, column)[None]
     if len(placed) != num_frames:
         return nowhere
@@ -121,7 +133,7 @@ def _vector(value: Any, length: int) -> Floats | None:
 
 def _number(value: Any) -> float:
     number = float(value) if value not in (None, "") else 0.0
-    return number if np.isfinite(number) and number > 0 else 0.0
+    return number if 1 / MOST_MM <= number <= MOST_MM else 0.0
 
 
 def _directions(orientation: Floats) -> tuple[Floats, Floats]:
@@ -206,7 +218,10 @@ def orientation(grid: Grid) -> tuple[tuple[int, int, int], tuple[int, ...]]:
 
 
 def resampled_grid(grid: Grid, spacing_mm: tuple[float, float, float] | None) -> Grid:
-    """The grid with the campaign's spacing, first voxel in place; a single slice keeps its own thickness."""
+    """The grid with the campaign's spacing, first voxel in place; a single slice keeps its own thickness.
+
+    Quarantined where the spacing is not known, or would take a grid beyond MAX_GRID_VALUES or MOST_COARSER.
+    """
     if spacing_mm is None:
         return grid
     target = tuple(
@@ -219,6 +234,10 @@ def resampled_grid(grid: Grid, spacing_mm: tuple[float, float, float] | None) ->
     depth, height, width = (
         int(np.floor((size - 1) / factor + 1e-6)) + 1 for size, factor in zip(grid.shape, factors, strict=True)
     )
+    if max(factors) > MOST_COARSER:
+        raise Quarantined(Reason.GEOMETRY)
+    if depth * height * width > MAX_GRID_VALUES:
+        raise Quarantined(Reason.TOO_MANY_PIXELS)
     affine = None if grid.affine is None else grid.affine @ np.diag([*factors, 1.0])
     return replace(grid, shape=(depth, height, width), spacing_mm=(target[0], target[1], target[2]), affine=affine)
 

@@ -28,7 +28,8 @@ from shared.config import DataConfig
 from shared.errors import ConfigError
 
 MAX_TABLE_BYTES = 64 << 20
-MAX_LABEL_SLICES = 1 << 14
+MAX_LABEL_SLICES, MAX_LABEL_VALUES = 1 << 14, 1 << 30
+"""Of a segmentation whose frames are put where they belong, with the gaps between them; 1 GB."""
 
 Mask = npt.NDArray[np.uint8]
 
@@ -220,7 +221,7 @@ def _by_position(coded_FHW: Mask, planes: FramePlanes, grid: Grid) -> Mask:
     step = float(gaps.min()) if len(gaps) else planes.thickness_mm or grid.spacing_mm[0] or 1.0
     places = np.round((depths - depths.min()) / step).astype(int)
     size = int(places.max()) + 1
-    if size > MAX_LABEL_SLICES:
+    if size > MAX_LABEL_SLICES or size * coded_FHW[0].size > MAX_LABEL_VALUES:
         raise Quarantined(Reason.MISFIT_LABEL)
     volume = np.zeros((size, *coded_FHW.shape[1:]), dtype=np.uint8)
     for frame, place in enumerate(places):

@@ -15,8 +15,8 @@ from client.ingest.keys import keyed_id
 from client.ingest.labels import LabelCodes, Segmentation, read_table, segmentation_of
 from client.ingest.reasons import Outcome, Quarantined, Reason, Skipped
 from client.ingest.series import Instance, instance_of
-from client.ingest.sources import SourceFile, open_file
-from client.ingest.validate import check_image, read_header, sop_class, sop_instance, text
+from client.ingest.sources import MAX_FILE_BYTES, SourceFile, open_file
+from client.ingest.validate import check_image, read_header, reading, sop_class, sop_instance, text
 from shared.config import DataConfig
 
 SEGMENTATION_CLASS = "1.2.840.10008.5.1.4.1.1.66.4"
@@ -78,7 +78,8 @@ def _scan_one(found: Found, source: SourceFile, seen: set[str]) -> None:
     uid = sop_instance(dataset)
     identity = keyed_id(found.secret, "uid", uid) if uid else _content_id(source, found.secret)
     try:
-        check_image(dataset, found.data.ingest.modalities)
+        with reading(Reason.MALFORMED):
+            check_image(dataset, found.data.ingest.modalities)
     except Quarantined as refusal:
         found.refuse(identity, refusal.reason)
         return
@@ -111,12 +112,14 @@ def _scan_table(found: Found, source: SourceFile) -> bool:
 
 
 def _content_id(source: SourceFile, secret: bytes) -> str:
-    """Keyed digest of a file's bytes; of its place where the bytes cannot be read."""
+    """Keyed digest of a file's bytes up to the size limit; of its place where the bytes cannot be read."""
     digest = hmac.new(secret, b"content", hashlib.sha256)
     try:
         with open_file(source.path) as file:
-            for block in iter(lambda: file.read(1 << 20), b""):
+            left = MAX_FILE_BYTES  # a file that somebody writes to may grow as fast as it is read
+            while left > 0 and (block := file.read(min(1 << 20, left))):
                 digest.update(block)
+                left -= len(block)
     except (Quarantined, OSError):
         return keyed_id(secret, "place", str(source.path))
     return digest.digest()[:16].hex()

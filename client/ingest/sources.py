@@ -66,9 +66,14 @@ def _walk(folder: Path, depth: int) -> Iterator[SourceFile]:
 
 
 def open_file(path: Path) -> BinaryIO:
-    """Open for reading, never through a link, never waiting for a pipe. Quarantined where it cannot be read."""
+    """Open for reading, never through a link, never waiting for a pipe. Quarantined where it cannot be read, or is no
+    file any more: what was one when the folder was walked may be a device by now, which never ends."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        return os.fdopen(descriptor, "rb")
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        file = os.fdopen(descriptor, "rb")
     except OSError:
         raise Quarantined(Reason.UNREADABLE) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        file.close()
+        raise Quarantined(Reason.UNREADABLE)
+    return file

@@ -8,11 +8,13 @@ reason, without its message and without its cause.
 from __future__ import annotations
 
 import logging
+import os
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, BinaryIO
 
 import pydicom
@@ -29,7 +31,10 @@ MAX_PIXELS = 1 << 28
 """Samples of one instance: rows x columns x frames x channels; 1 GB as float32."""
 MAX_FRAMES = 10_000
 MAX_SIDE = 1 << 15
-MAX_INFLATED_BYTES = 1 << 30
+MAX_INFLATED_BYTES = 1 << 29
+FREELY_INFLATED_BYTES, MOST_INFLATION = 1 << 26, 100
+"""A deflated dataset of more than the first is at most so many times as large as its file: images halve, bombs grow a
+thousandfold."""
 
 # What parsers and decoders raise on broken input. Errors of our own logic (AssertionError) pass.
 PARSE_ERRORS = (
@@ -61,16 +66,52 @@ TEXT_MODALITIES = frozenset({"US", "IVUS", "SC", "OT", "ES", "GM", "XC", "DOC", 
 TEXT_WORDS = ("SCREEN", "CAPTURE", "REPORT", "DOSE INFO", "PATIENT PROTOCOL")
 
 
+class _Quiet:
+    """What third parties may say, for the whole process: silent from the first who asks to the last who is done.
+
+    Loggers and warning filters belong to the process and not to a thread: if each block restored what it had found, the
+    end of one would give the loggers back while another thread still reads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before = ExitStack()
+
+    def begin(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before.enter_context(_silenced())
+            self._inside += 1
+
+    def end(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._before.close()
+
+
+_quiet = _Quiet()
+
+
 @contextmanager
 def silent() -> Iterator[None]:
     """Inside, third parties neither log nor warn: their texts hold values of the file."""
+    _quiet.begin()
+    try:
+        yield
+    finally:
+        _quiet.end()
+
+
+@contextmanager
+def _silenced() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in LOUD]
-    before = [(logger, logger.level, logger.propagate) for logger in loggers]
+    before = [(logger, logger.handlers, logger.propagate) for logger in loggers]
     mode = pydicom_config.settings.reading_validation_mode
     for logger in loggers:
-        # Their children inherit the level; a logger's own `disabled` would not reach them.
-        logger.setLevel(logging.CRITICAL + 1)
-        logger.propagate = False
+        # Reaches their children too, as `disabled` would not; levels would, and cost a walk over all loggers.
+        logger.handlers, logger.propagate = [logging.NullHandler()], False
     pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE
     try:
         with warnings.catch_warnings():
@@ -78,9 +119,8 @@ def silent() -> Iterator[None]:
             yield
     finally:
         pydicom_config.settings.reading_validation_mode = mode
-        for logger, level, propagate in before:
-            logger.setLevel(level)
-            logger.propagate = propagate
+        for logger, handlers, propagate in before:
+            logger.handlers, logger.propagate = handlers, propagate
 
 
 @contextmanager
@@ -107,7 +147,8 @@ def _read(source: SourceFile, *, header_only: bool) -> FileDataset:
     if not source.regular:
         raise Skipped(Reason.LINK)
     with open_file(source.path) as file, reading(Reason.MALFORMED):
-        _check_kind(file, source.num_bytes)
+        # Its size now: a file may have grown since the folder was walked.
+        _check_kind(file, os.fstat(file.fileno()).st_size)
         dataset = pydicom.dcmread(file, stop_before_pixels=header_only)
         _touch(dataset)
         return dataset
@@ -131,12 +172,18 @@ def _check_kind(file: BinaryIO, num_bytes: int) -> None:
     if not syntax:
         raise Quarantined(Reason.NO_TRANSFER_SYNTAX)
     if syntax == DeflatedExplicitVRLittleEndian:
-        # Ends at the limit instead of filling the memory; the parser would inflate without one.
-        zlib_stream = zlib.decompressobj(-zlib.MAX_WBITS)
-        zlib_stream.decompress(file.read(), MAX_INFLATED_BYTES)
-        if zlib_stream.unconsumed_tail:
-            raise Quarantined(Reason.TOO_LARGE)
+        _check_inflation(file, num_bytes)
     file.seek(0)
+
+
+def _check_inflation(file: BinaryIO, num_bytes: int) -> None:
+    """Ends at the limit instead of filling the memory; the parser would inflate without one."""
+    most = min(MAX_INFLATED_BYTES, max(FREELY_INFLATED_BYTES, MOST_INFLATION * num_bytes))
+    stream, inflated = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    while not stream.eof and (packed := stream.unconsumed_tail or file.read(1 << 16)):
+        inflated += len(stream.decompress(packed, 1 << 20))
+        if inflated > most:
+            raise Quarantined(Reason.TOO_LARGE)
 
 
 def _file_meta(file: BinaryIO) -> Dataset:
