@@ -7,15 +7,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from client.approvals import approvals
-from client.folder import SiteFolder
+from client.folder import SiteFolder, private_files
+from client.proxy import connected, proxy_of
 from shared.errors import DataError, RefusedError, WardroundError
 from shared.reach import check_reachable
 from shared.trust import certificates, keystore
+from shared.trust.site_certificates import read_site_certificate
+
+WARN_DAYS = 365
+"""A new authority means a new join, so a year is short."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the table; `exit_code` is 0 when it holds."""
+    """One line of the table; `exit_code` is 0 when it holds, which may end soon: the answer says so."""
 
     what: str
     answer: str
@@ -27,6 +32,7 @@ def check_site(site: SiteFolder, now: dt.datetime) -> tuple[Row, ...]:
     return (
         _row("keys", lambda: _keys(site)),
         _row("authority", lambda: _authority(site, now)),
+        *((_row("certificate", lambda: _certificate(site, now)),) if site.certificate.exists() else ()),
         _row("coordinator", lambda: _coordinator(site)),
         _row("store", lambda: _store(site)),
         _row("approvals", lambda: _approvals(site)),
@@ -48,7 +54,7 @@ def _row(what: str, answer: Callable[[], str]) -> Row:
 
 
 def _keys(site: SiteFolder) -> str:
-    for key in (site.key, site.secret):
+    for key in private_files(site):
         keystore.check_private(key)
     line = keystore.read_public_line(site.folder / "key.pub")
     return f"private, mode 0600; public key {keystore.fingerprint(line)}"
@@ -58,12 +64,25 @@ def _authority(site: SiteFolder, now: dt.datetime) -> str:
     days = certificates.days_left(site.authority.read_bytes(), now)
     if days < 0:
         raise RefusedError(f"the federation's authority ended {-days} days ago; ask the coordinator for a new ca.crt")
-    return f"valid for {days} days more"
+    soon = "; soon over: ask the coordinator what comes then" if days < WARN_DAYS else ""
+    return f"valid for {days} days more{soon}"
+
+
+def _certificate(site: SiteFolder, now: dt.datetime) -> str:
+    said = read_site_certificate(site.certificate.read_bytes(), site.authority.read_bytes(), now)
+    if said.site != site.name:
+        raise RefusedError(f"tls.pem is the certificate of site {said.site}; restore this site's own from a backup")
+    due = "; due to be renewed, which `run` does, or: wardround-site renew" if said.renews(now) else ""
+    return f"in force for {said.days_left(now)} days more{due}"
 
 
 def _coordinator(site: SiteFolder) -> str:
-    check_reachable(site.host, site.port, site.authority)
-    return f"{site.coordinator} answers under this federation's certificate"
+    proxy = proxy_of(site)
+    certificate = site.certificate if site.certificate.exists() else None
+    way = (lambda: connected(site.host, site.port, proxy)) if proxy is not None else None
+    check_reachable(site.host, site.port, site.authority, certificate=certificate, connect=way)
+    through = f", through the proxy {proxy.where}" if proxy is not None else ""
+    return f"{site.coordinator} answers under this federation's certificate{through}"
 
 
 def _store(site: SiteFolder) -> str:

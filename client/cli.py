@@ -20,11 +20,14 @@ from client import (
     approvals,
     cli_approve,
     cli_audit,
+    cli_budget,
     cli_enhance,
+    cli_join,
     cli_pacs,
     cli_personal,
     cli_policy,
     cli_releases,
+    cli_rights,
     folder,
 )
 from client.audit import record, record_refusal
@@ -32,7 +35,7 @@ from client.site import load_site
 from client.terminal import OUT, command, json_option, progress, two_columns
 from shared.config import load_campaign
 from shared.errors import ConfigError, DataError, RefusedError, WardroundError
-from shared.trust import keystore
+from shared.trust import keystore, vault
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -65,8 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _init(arguments: argparse.Namespace) -> int:
+    key_file = cli_rights.checked_key_options(arguments) if arguments.encrypt else None
     public = folder.create(arguments.folder, arguments.name, arguments.coordinator, arguments.ca)
-    record(folder.read(arguments.folder), "admin.init", site=arguments.name, coordinator=arguments.coordinator)
+    if arguments.encrypt:
+        vault.create(arguments.folder, key_file)
+    record(folder.read(arguments.folder), "admin.init", site=arguments.name, coordinator=arguments.coordinator,
+           encrypted=arguments.encrypt)  # fmt: skip
     OUT.print(f"Site {arguments.name} is made. Send this file to the coordinator: {public}")
     OUT.print(f"and read this out to them by telephone: {keystore.fingerprint(keystore.read_public_line(public))}")
     OUT.print("The private key beside it never leaves this folder.")
@@ -177,17 +184,17 @@ def _synthetic(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from client.daemon import programs
-    from shared.supervise import supervise
+    from client import daemon
 
     site = folder.read(arguments.folder)
     given = approvals.approvals(site.approvals)
     OUT.print(
         f"Site {site.name} runs; coordinator {site.coordinator}; campaigns approved: {len(given)}. Ctrl-C stops it."
     )
+    vault.vault_of(site.folder)  # asks for the passphrase now, once, where there is one
     record(site, "admin.run_started", coordinator=site.coordinator, approved=len(given))
     try:
-        supervise(lambda: programs(site, dt.datetime.now(dt.UTC)), site.folder)
+        daemon.run(site, OUT.print)
     finally:
         record(site, "admin.run_stopped")
     return 0
@@ -310,6 +317,8 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("--name", required=True, help="the site's name in the federation")
     init.add_argument("--coordinator", required=True, metavar="HOST:PORT")
     init.add_argument("--ca", required=True, type=Path, metavar="CA.CRT", help="the federation's certificate")
+    init.add_argument("--encrypt", action="store_true", help="with --key-file or --passphrase: an encrypted store")
+    cli_rights.add_key_options(init)
 
     ingest = command(commands, "ingest", _ingest, "de-identify a folder of DICOM files into this site's store")
     ingest.add_argument("source", type=Path, nargs="?", metavar="SOURCE", help="the folder with the DICOM files")
@@ -332,7 +341,18 @@ def _parser() -> argparse.ArgumentParser:
     check = command(commands, "check", _check, "keys, certificate, coordinator, store, approvals, PACS")
     check.add_argument("what", nargs="?", choices=("pacs",), help="only this")
     json_option(command(commands, "status", _status, "processes and approvals"))
-    for further in (cli_approve, cli_policy, cli_releases, cli_personal, cli_enhance, cli_pacs, cli_audit):
+    for further in (
+        cli_join,
+        cli_approve,
+        cli_policy,
+        cli_releases,
+        cli_personal,
+        cli_enhance,
+        cli_pacs,
+        cli_audit,
+        cli_budget,
+        cli_rights,
+    ):
         further.add(commands)
     return parser
 

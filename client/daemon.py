@@ -1,4 +1,5 @@
-"""A site's processes: Flower's SuperNode (outbound only) and a SuperExec that can start one program, ours.
+"""A site's processes: Flower's SuperNode (outbound only) and a SuperExec that can start one program, ours; at a gateway
+or behind a proxy also the forwarder (client/forward.py).
 
 In: a site's folder. Out: running processes until stopped. The SuperNode's own interface for the SuperExec is on
 loopback, under TLS with a certificate made at each start. The SuperExec's PATH holds a single executable,
@@ -11,22 +12,64 @@ from __future__ import annotations
 import datetime as dt
 import os
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from client.approvals import approvals
 from client.folder import SiteFolder
-from shared.errors import ConfigError, DataError
+from client.forward import is_needed
+from shared.errors import ConfigError, DataError, WardroundError
 from shared.reach import free_port
-from shared.supervise import Program, environment_of, read_record, script
+from shared.supervise import Program, environment_of, read_record, script, supervise
 from shared.trust import certificates, keystore
+from shared.trust.site_certificates import read_site_certificate
 
 LOOPBACK = "127.0.0.1"
+RENEW_LOOK_S = 3600.0
+RENEW_AGAIN_S = 300.0
 MAX_SHEBANG = 120  # Linux cuts the first line of a script at 127 or 255 bytes
 
 
-def programs(site: SiteFolder, now: dt.datetime) -> tuple[Program, Program]:
-    """SuperNode and SuperExec of this site."""
+def run(site: SiteFolder, say: Callable[[str], None]) -> None:
+    """Keep this site's programs up and its certificate in force until told to stop."""
+    stop = threading.Event()
+    renewing = threading.Thread(target=_keep_certificate, args=(site, stop, say), daemon=True)
+    renewing.start()
+    try:
+        supervise(lambda: programs(site, dt.datetime.now(dt.UTC)), site.folder)
+    finally:
+        stop.set()
+
+
+def _keep_certificate(site: SiteFolder, stop: threading.Event, say: Callable[[str], None]) -> None:
+    """Renew in the last third of the certificate's life; says each new trouble once, and goes on."""
+    if not site.certificate.exists():
+        return
+    trouble = ""
+    while not stop.is_set():
+        try:
+            if is_due(site, dt.datetime.now(dt.UTC)):
+                from client.join import renew
+
+                ends = renew(site, dt.datetime.now(dt.UTC)).ends
+                say(f"The certificate of site {site.name} is renewed; it is in force until {ends:%Y-%m-%d}.")
+            trouble = ""
+        except WardroundError as error:
+            if str(error) != trouble:
+                trouble = str(error)
+                say(f"The certificate of site {site.name} is not renewed yet: {trouble}")
+        stop.wait(RENEW_AGAIN_S if trouble else RENEW_LOOK_S)
+
+
+def is_due(site: SiteFolder, now: dt.datetime) -> bool:
+    """Whether the last third of the certificate's life has begun; RefusedError once it is over."""
+    return read_site_certificate(site.certificate.read_bytes(), site.authority.read_bytes(), now).renews(now)
+
+
+def programs(site: SiteFolder, now: dt.datetime) -> tuple[Program, ...]:
+    """SuperNode and SuperExec of this site, and last the forwarder where it needs one."""
     node_home = keystore.private_folder(site.flower / "node")
     exec_home = keystore.private_folder(site.flower / "exec")
     authority, certificate, key = _loopback_certificate(site.flower / "loopback", now)
@@ -34,8 +77,12 @@ def programs(site: SiteFolder, now: dt.datetime) -> tuple[Program, Program]:
     if not secret.exists():
         keystore.create_secret(secret)
     port = free_port()
+    forwarder = (_forwarder(site, free_port()),) if is_needed(site) else ()
+    superlink, roots = (f"{LOOPBACK}:{forwarder[0].command[-1]}", authority) if forwarder else (
+        site.coordinator, site.authority
+    )  # fmt: skip
     supernode = (
-        *(script("flower-supernode"), "--superlink", site.coordinator, "--root-certificates", str(site.authority)),
+        *(script("flower-supernode"), "--superlink", superlink, "--root-certificates", str(roots)),
         *("--auth-supernode-private-key", str(site.key), "--isolation", "process"),
         *("--host", LOOPBACK, "--port", str(port), "--superexec-auth-secret-file", str(secret)),
         *("--ssl-ca-certfile", str(authority), "--ssl-certfile", str(certificate), "--ssl-keyfile", str(key)),
@@ -52,7 +99,14 @@ def programs(site: SiteFolder, now: dt.datetime) -> tuple[Program, Program]:
     return (
         Program("supernode", supernode, environment_of(node_home)),
         Program("superexec", superexec, executing),
+        *forwarder,
     )
+
+
+def _forwarder(site: SiteFolder, port: int) -> Program:
+    """Isolated: a file in the folder is nobody's module. It alone may see the proxy of the environment."""
+    command = (sys.executable, "-I", "-m", "client.forward", str(site.folder), str(port))
+    return Program("forwarder", command, environment_of(keystore.private_folder(site.flower / "forward")))
 
 
 def _quotable(path: Path) -> str:

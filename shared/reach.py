@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import socket
 import ssl
+from collections.abc import Callable
 from pathlib import Path
 
 from shared.errors import PeerError
@@ -12,13 +13,23 @@ from shared.errors import PeerError
 TIMEOUT_S = 5.0
 
 
-def check_reachable(host: str, port: int, authority: Path, who: str = "coordinator") -> None:
-    """Ask `https://host:port/health` under this authority alone; raises PeerError with what to look at."""
+def check_reachable(
+    host: str, port: int, authority: Path, who: str = "coordinator", *,
+    certificate: Path | None = None, connect: Callable[[], socket.socket] | None = None,
+) -> None:  # fmt: skip
+    """Ask `https://host:port/health` under this authority alone; raises PeerError with what to look at.
+
+    `certificate` (with its key, PEM) is shown to a gateway; `connect` brings a connection to it another way.
+    """
     where = f"{who} at {host}:{port}"
     try:
         context = ssl.create_default_context(cafile=str(authority))
         context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if certificate is not None:
+            context.load_cert_chain(certificate)
         connection = http.client.HTTPSConnection(host, port, timeout=TIMEOUT_S, context=context)
+        if connect is not None:
+            connection.sock = context.wrap_socket(connect(), server_hostname=host)
         connection.request("GET", "/health")
         status = connection.getresponse().status
         connection.close()
