@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from server import cli_audit, cli_sites, folder
+from server import cli_audit, cli_rest, cli_sites, folder
 from server.audit import record, record_refusal
 from server.terminal import OUT, command, now
 from shared.config import ReleaseConfig, campaign_digest, load
 from shared.errors import ConfigError, WardroundError
+from shared.trust.vault import vault_of
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -68,6 +69,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     coordinator = folder.read(arguments.folder)
     port = arguments.port or coordinator.port
+    vault_of(coordinator.folder)  # asks for the passphrase now, once, where there is one
     record(coordinator, "admin.serve_started", bind=arguments.bind, port=port)
     try:
         serve(
@@ -323,7 +325,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--bundle", type=Path, metavar="FOLDER", help="all of a release, as a MONAI bundle")
     export.add_argument("--network", choices=("recogniser", "enhancer", "generator"), default="recogniser")
     export.set_defaults(command=_export)
-    for further in (cli_sites, cli_audit):
+    for further in (cli_sites, cli_audit, cli_rest):
         further.add(commands)
     return parser
 

@@ -31,6 +31,7 @@ class Reason(StrEnum):
     DUPLICATE = "same instance seen before"
     LOCALISER = "localiser"
     OTHER_INSTANCES = "series stored from other instances"
+    FORGOTTEN = "patient was forgotten at this site"
     # quarantined: an image or a label that must not be used as it is
     UNREADABLE = "file cannot be read"
     TOO_LARGE = "file over the size limit"

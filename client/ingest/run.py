@@ -15,6 +15,7 @@ from pathlib import Path
 
 from client.ingest import store as stores
 from client.ingest.deidentify import check_profile
+from client.ingest.forgotten import read_forgotten, tombstones_of
 from client.ingest.intensity import Ends
 from client.ingest.keys import check_secret, keyed_id
 from client.ingest.labels import LabelCodes, Segmentation, belongs, label_codes, label_digest
@@ -77,6 +78,7 @@ def ingest(
     with stores.locked(store), silent():
         index = _open_index(store, data, codes, secret)
         found = scan(files, data, codes, secret, on_progress=on_progress or _silent)
+        _leave_out_forgotten(found, store)
         stacks = stacks_of(found.instances_with_copies(), secret)
         run = _Run(found, pairs_of(stacks))
         _store_all(run, store, index, stacks, on_progress or _silent)
@@ -86,6 +88,20 @@ def ingest(
 
 def _silent(stage: str, done: int, total: int) -> None:
     """No progress wanted."""
+
+
+def _leave_out_forgotten(found: Found, store: Path) -> None:
+    """Patients whom `wardround-site forget` removed do not come back with the next folder."""
+    forgotten = read_forgotten(store)
+    if not forgotten:
+        return
+    kept = []
+    for instance in found.instances:
+        if forgotten.isdisjoint(tombstones_of(found.secret, instance.lookup, instance.patient)):
+            kept.append(instance)
+        else:
+            found.count("skipped", Reason.FORGOTTEN)
+    found.instances = kept
 
 
 def _open_index(store: Path, data: DataConfig, codes: LabelCodes, secret: bytes) -> Index:
