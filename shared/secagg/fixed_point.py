@@ -102,23 +102,28 @@ def _rounded(name: str, block: npt.NDArray[np.float32], weight: int, grid: Grid)
 
 def pack(vector: Vector) -> bytes:
     """5 bytes a value: all low halves, then all high ones."""
+    return bytes(packed(vector))
+
+
+def packed(vector: Vector) -> bytearray:
+    """What `pack` gives, to be worked on in place."""
     data = bytearray(BYTES * vector.size)
     low, high = halves(data)
     for start in range(0, vector.size, BLOCK):
         part = slice(start, start + BLOCK)
         low[part] = vector[part]  # keeps the low 32 bits
-        high[part] = vector[part] >> _HIGH
-    return bytes(data)
+        high[part] = vector[part] >> _HIGH  # keeps the low 8 of these
+    return data
 
 
-def unpack(data: bytes, count: int) -> Vector:
+def unpack(data: bytes | bytearray, count: int) -> Vector:
     """What `pack` made of `count` values; DataError for any other length."""
     vector = np.zeros(count, np.uint64)
     add_packed(vector, data)
     return vector
 
 
-def add_packed(total: Vector, data: bytes) -> None:
+def add_packed(total: Vector, data: bytes | bytearray) -> None:
     """Add a packed vector to `total` in place, modulo 2^40; DataError, and nothing added, for any other length."""
     if len(data) != BYTES * total.size:
         raise DataError(f"expected a masked update of {BYTES * total.size} bytes, got {len(data)}")

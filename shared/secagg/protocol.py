@@ -48,10 +48,11 @@ opened, which is 2 or more for all c < n/3. Where that is below `minimum` for c 
 Not prevented here. The difference of two sums: cohorts that differ by one site, in one round, whose sites send the same
 update in both, tell that site's update. A site therefore opens two sums of one round only if they differ by `minimum`
 sites or more, and never a third (`opened`, which the caller keeps). Two rounds on the same weights, or two campaigns,
-are not seen here: what bounds them is the number of rounds that was approved, and differential privacy. A site that
-masks nonsense or deals wrong shares spoils the sum, or keeps it shut: it learns nothing by it. The terms are not judged
-here beyond what they say of themselves: that minimum, campaign and sites are those that were approved is for the
-caller to check, before `offer`.
+are not seen here: what bounds them is the number of rounds that was approved, and differential privacy. Sites that
+nobody runs: a coordinator that talks operators into pinning keys of its own is, to this file, so many colluding sites.
+A site that masks nonsense or deals wrong shares spoils the sum, or keeps it shut: it learns nothing by it. The terms
+are not judged here beyond what they say of themselves: that minimum, campaign and sites are those that were approved is
+for the caller to check, before `offer`.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from shared.errors import DataError, PeerError, RefusedError
 from shared.secagg import keys, masks, shamir
-from shared.secagg.fixed_point import BITS, Vector, pack, unpack
+from shared.secagg.fixed_point import Vector, packed, unpack
 from shared.secagg.messages import Offer, Reveal, SiteSession, Terms
 from shared.trust import identity as identities
 from shared.trust.identity import Identity, PublicIdentity
@@ -102,7 +103,7 @@ def threshold(n: int, minimum: int) -> int:
 def offer(identity: Identity, peers: Mapping[str, PublicIdentity], terms: Terms) -> tuple[SiteSession, Offer]:
     """This site's part of a new session; `peers` are the identities pinned here, of the cohort at least.
 
-    RefusedError when this site is not of the cohort, or another one is not pinned.
+    RefusedError when this site is not of the cohort, another one is not pinned, or two of them are the same.
     """
     site = identity.name
     if site not in terms.cohort:
@@ -114,6 +115,7 @@ def offer(identity: Identity, peers: Mapping[str, PublicIdentity], terms: Terms)
                 f"session {terms.session[:8]} is refused: no key of {name} is pinned here; approve a campaign that "
                 "names it, and compare its fingerprint"
             )
+    _check_distinct([identity.public, *(peers[name] for name in others)], terms)
     seed, mask_key, share_key = secrets.token_bytes(32), X25519PrivateKey.generate(), X25519PrivateKey.generate()
     n = len(terms.cohort)
     needed = threshold(n, terms.minimum)
@@ -145,6 +147,16 @@ def offer(identity: Identity, peers: Mapping[str, PublicIdentity], terms: Terms)
         seed_shares={site: seed_shares[terms.number(site) - 1].to_bytes(shamir.SHARE_BYTES).hex()},
     )
     return session, replace(unsigned, signature=signature)
+
+
+def _check_distinct(cohort: Sequence[PublicIdentity], terms: Terms) -> None:
+    """One party under two names would count twice towards the cohort and the shares."""
+    for kind in ("key", "exchange"):
+        if len({getattr(public, kind) for public in cohort}) < len(cohort):
+            raise RefusedError(
+                f"session {terms.session[:8]} is refused: two sites of its cohort have the same {kind}, and would "
+                "count as two; approve a campaign whose sites have keys of their own"
+            )
 
 
 def check_offer(offer: Offer, terms: Terms) -> None:
@@ -186,7 +198,7 @@ def mask(
         name: keys.pairwise_mask_key(own, bytes.fromhex(offers[name].mask_key), terms.digest, terms.pair(site, name))
         for name in others
     }
-    data = bytearray(pack(vector))
+    data = packed(vector)
     masks.apply(
         data,
         plus=[keys.self_mask_key(bytes.fromhex(session.seed), terms.digest, site)]
@@ -331,9 +343,9 @@ def unmask(
             key = keys.pairwise_mask_key(private, public, terms.digest, terms.pair(name, other))
             # What the survivor added for a later site is taken away, and the other way round.
             (minus if name > other else plus).append(key)
-    data = bytearray(pack(total & np.uint64(2**BITS - 1)))
+    data = packed(total)
     masks.apply(data, plus=plus, minus=minus)
-    return unpack(bytes(data), total.size)
+    return unpack(data, total.size)
 
 
 def _restored_seed(offer: Offer, terms: Terms, reveals: Mapping[str, Reveal], needed: int) -> bytes:

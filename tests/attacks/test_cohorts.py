@@ -128,6 +128,20 @@ def test_terms_are_judged_before_anything_is_drawn_for_them() -> None:
         offer(cohort.identities[ME], cohort.peers, terms_of(("x", "y", "z")))
 
 
+def test_one_party_under_two_names_makes_no_cohort() -> None:
+    from shared.trust.identity import Identity
+
+    cohort = make(3)
+    twin = cohort.identities["site-01"]
+    again = Identity("site-02", twin.key, twin.exchange).public
+    for peers, kind in (
+        ({**cohort.peers, "site-02": again}, "key"),
+        ({**cohort.peers, "site-02": replace(cohort.peers["site-02"], exchange=again.exchange)}, "exchange"),
+    ):
+        with pytest.raises(RefusedError, match=f"two sites of its cohort have the same {kind}"):
+            offer(cohort.identities[ME], peers, cohort.terms)
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -78,5 +77,8 @@ def random_vectors(sites: Iterable[str], count: int, seed: int = 0) -> dict[str,
 
 
 def plain_sum(vectors: dict[str, Vector], survivors: Iterable[str]) -> Vector:
-    total: Any = sum(vectors[name].astype(object) for name in survivors)
-    return (total % 2**fixed_point.BITS).astype(np.uint64)
+    """Exact: 2^24 such integers fit into 64 bits."""
+    chosen = list(survivors)
+    assert 0 < len(chosen) < 2**24
+    total = sum((vectors[name] for name in chosen[1:]), vectors[chosen[0]])
+    return np.asarray(total & MODULO)

@@ -1,4 +1,4 @@
-"""The bench measures what it says, on small arrays: both sides do their whole work, and ours is a true masked vector."""
+"""The bench measures what it says, on small arrays: both sides do their whole work, and ours opens to a true sum."""
 
 from __future__ import annotations
 
