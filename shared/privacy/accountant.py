@@ -14,10 +14,10 @@ for such a sequence are proven for Renyi orders (Feldman, Zrnic 2021, https://ar
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 LARGEST_MULTIPLIER = 1e5
 """Beyond it nothing is learnt; what would need more noise counts as spent."""
@@ -94,17 +94,25 @@ def rounds_within(target: float, delta: float, one_round: Steps, most: int) -> i
 @lru_cache(maxsize=256)
 def _curve(multiplier: float, rate: float) -> tuple[float, ...]:
     """Renyi divergence of one step at each of ORDERS."""
-    dp_accounting = _library()
-    accountant = dp_accounting.rdp.RdpAccountant(ORDERS, dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
-    gaussian = dp_accounting.GaussianDpEvent(multiplier)
-    accountant.compose(gaussian if rate == 1 else dp_accounting.PoissonSampledDpEvent(rate, gaussian))
+    with _quiet():
+        import dp_accounting
+        from dp_accounting import rdp
+
+        accountant = rdp.RdpAccountant(ORDERS, dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE)
+        gaussian = dp_accounting.GaussianDpEvent(multiplier)
+        accountant.compose(gaussian if rate == 1 else dp_accounting.PoissonSampledDpEvent(rate, gaussian))
     return tuple(map(float, accountant.rdp))
 
 
-def _library() -> Any:
-    import dp_accounting
-    from dp_accounting import rdp  # noqa: F401 - makes dp_accounting.rdp
-
-    # An order whose series does not converge is left out, which is safe, and told on the terminal, which is not wanted.
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    return dp_accounting
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """An order whose series does not converge is left out, which is safe, and the library says so. If no program has
+    set up logging it would set it up itself, and all that others log would come to the terminal."""
+    handlers, library = list(logging.root.handlers), logging.getLogger("absl")
+    level = library.level
+    library.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.root.handlers[:] = handlers
+        library.setLevel(level)
