@@ -18,13 +18,15 @@ from typing import NoReturn
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.approvals import approved_files, check_bundle
+from client.leaving import note_leaving, note_refusal
+from client.policy import admitted, check_delivered, permitted
+from client.protect import protected
 from client.site import SiteSetup, load_site
-from client.update import OnStep, answer
+from client.update import OnStep, agreed_of, answer
 from shared.errors import ConfigError, RefusedError, WardroundError
-from shared.types import SiteCard
+from shared.types import Plan
 from shared.wire.flower import to_content, to_record
-from shared.wire.messages import Record, card_record, read_plan, refusal_record, update_record
+from shared.wire.messages import Record, read_plan, refusal_record
 
 log = logging.getLogger("wardround.site")
 
@@ -45,15 +47,30 @@ def make_app(resolve: Callable[[Context], SiteSetup], *, on_step: OnStep | None 
 def _guarded(
     message: Message, context: Context, resolve: Callable[[Context], SiteSetup], on_step: OnStep | None
 ) -> Record:
+    setup: SiteSetup | None = None
     try:
-        done = answer(read_plan(to_record(message.content)), resolve(context), on_step=on_step)
-        return card_record(done) if isinstance(done, SiteCard) else update_record(done)
+        plan = read_plan(to_record(message.content))
+        setup = resolve(context)
+        return _answered(plan, setup, on_step)
     except WardroundError as error:
         log.warning("declined: %s", error)
+        note_refusal(setup, str(error))
         return refusal_record(type(error).__name__, str(error))
     except Exception as error:  # noqa: BLE001 - the border: nothing of a library may leave in words
         log.error("failed: %s at %s", type(error).__name__, _place(error))
+        note_refusal(setup, f"site error: {type(error).__name__}")
         return refusal_record("Exception", f"site error: {type(error).__name__}")
+
+
+def _answered(plan: Plan, setup: SiteSetup, on_step: OnStep | None) -> Record:
+    """What a site does with a message, in this order; whatever is not in order ends in a refusal."""
+    admitted(plan, setup)
+    agreed, campaign = agreed_of(plan, setup)
+    done = answer(plan, setup, on_step=on_step)
+    record, facts = protected(done, plan, setup, campaign)
+    record = permitted(record, plan, setup)
+    note_leaving(record, plan, setup, agreed, facts)
+    return record
 
 
 def _place(error: Exception) -> str:
@@ -89,7 +106,7 @@ def run_message_process() -> NoReturn:
 
     def check_only(bundle: bytes, *_: object, **__: object) -> None:
         try:
-            check_bundle(bundle, frozenset(approved_files(site / "approvals")))
+            check_delivered(bundle, site)
         except WardroundError as error:
             refused.append(error)
         except Exception as error:  # noqa: BLE001 - the border: Flower would send the text of any other error

@@ -1,7 +1,7 @@
 """What a site lets a campaign use: its name, its store, its machine, and which campaigns it has approved.
 
 In: the path of a site's `site.json`. Out: a frozen value that client/update.py works with. Nothing is approved that
-the site's operator did not approve.
+the site's operator did not approve, and no key is believed that was not pinned then.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from client.approvals import approved_files
+from client.approvals import approved_files, approved_manifests
 from client.folder import read
+from client.pins import read_pins
+from client.rules import SiteRules, is_paused, read_rules
 from shared.config import MachineConfig
 
 if TYPE_CHECKING:
-    from client.rules import SiteRules
     from shared.audit import AuditLog
     from shared.manifest import SignedManifest
     from shared.trust.identity import Identity, PublicIdentity
@@ -40,8 +41,11 @@ class SiteSetup:
     manifests: Mapping[str, SignedManifest] = field(default_factory=dict)
     """Campaign digest -> the manifest that was approved; empty in a simulation."""
     rules: SiteRules | None = None
+    """What the site itself asks of every campaign; None in a simulation."""
     audit: AuditLog | None = None
+    """Where what left and what was refused is written down first."""
     paused: bool = False
+    """By its operator, or for good."""
     simulation: bool = False
     """Whether this is a rehearsal on one machine, where more may be looked at than at a hospital (client/privacy.py);
     no site folder can say so."""
@@ -54,5 +58,22 @@ class SiteSetup:
 
 def load_site(path: Path) -> SiteSetup:
     """Read a site's folder by its `site.json`; raises ConfigError, DataError or RefusedError in one line."""
+    from client.audit import site_audit
+    from shared.trust.identity import load_identity
+
     site = read(path.parent)
-    return SiteSetup(site.name, site.store, site.machine, approved_files(site.approvals), home=site.folder)
+    # A folder of an earlier version has no exchange key: masked campaigns are refused there (client/protect.py).
+    identity = load_identity(site.name, site.key, site.exchange_key) if site.exchange_key.exists() else None
+    return SiteSetup(
+        site.name,
+        site.store,
+        site.machine,
+        approved_files(site.approvals),
+        home=site.folder,
+        identity=identity,
+        peers=read_pins(site.folder),
+        manifests=approved_manifests(site.approvals),
+        rules=read_rules(site.folder),
+        audit=site_audit(site),
+        paused=is_paused(site.folder),
+    )

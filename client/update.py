@@ -60,7 +60,7 @@ class Opened:
 def answer(plan: Plan, setup: SiteSetup, *, on_step: OnStep | None = None) -> SiteCard | Offered | Update | Revealed:
     """Do what the plan says; raises RefusedError or DataError, whose text may cross the site's border."""
     if plan.action in ("offer", "unmask"):
-        campaign = campaign_of(plan, setup)
+        _, campaign = agreed_of(plan, setup)
         _check_round(plan, campaign)
         return (offered if plan.action == "offer" else revealed)(plan, setup, campaign)
     opened = _opened(setup, plan.config_digest)
@@ -177,9 +177,9 @@ def _step_done(on_step: OnStep, site: str, round: int, step: int, steps: int) ->
     on_step(SiteStep(site, round, step, steps))
 
 
-def campaign_of(plan: Plan, setup: SiteSetup) -> CampaignConfig:
-    """The approved campaign that the plan is of, in the plan's phase; RefusedError where there is none."""
-    return _agreed(_file_of(setup, plan.config_digest), plan.config_digest)[1]
+def agreed_of(plan: Plan, setup: SiteSetup) -> tuple[CampaignConfig, CampaignConfig]:
+    """The approved campaign that the plan is of, and the same in the plan's phase; RefusedError where there is none."""
+    return _agreed(_file_of(setup, plan.config_digest), plan.config_digest)
 
 
 def _opened(setup: SiteSetup, digest: str) -> Opened:

@@ -11,17 +11,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from server.about import add_site, write_about
+from server.asking import Run, ignore
+from server.audit import recording
 from server.journal import append_event
+from server.manifests import digest_of
 from server.outcome import write_outcome
 from server.phases import run_phases
-from server.rounds import CampaignResult, Run, ignore, run_campaign
+from server.rounds import CampaignResult, run_campaign
 from shared.config import CampaignConfig, load_campaign
 from shared.errors import ConfigError, WardroundError
 from shared.events import Event, SiteJoined
@@ -73,6 +75,7 @@ def serve(
             now=clock.now,
             start_up_s=clock.start_up_s,
             in_turns=clock.in_turns,
+            manifest_digest=digest_of(run_dir),
         )
         if campaign.phases:
             result = run_phases(run, initial_of_phase)
@@ -132,8 +135,13 @@ def main(grid: Grid, context: Context) -> None:
         raise ConfigError("the run has no run-dir; start it with: wardround-coordinator run")
     sites = frozenset(name for name in str(context.run_config.get("sites", "")).split(",") if name)
     folder = Path(run_dir)
-    with alone(folder):
-        serve(grid, folder, allowed=sites or None, on_event=partial(append_event, folder))
+    with alone(folder), recording(Path("."), folder.name) as note:
+
+        def noted(event: Event) -> None:
+            append_event(folder, event)
+            note(event)
+
+        serve(grid, folder, allowed=sites or None, on_event=noted)
 
 
 @contextmanager

@@ -48,6 +48,9 @@ def _check_robust(campaign: CampaignConfig) -> None:
 
 
 def _check_private(campaign: CampaignConfig) -> None:
+    if campaign.generate.on:
+        raise ConfigError("privacy accounts for one sequence of rounds, and a generator's phases are several with a "
+                          "closing step each; choose generate=none")  # fmt: skip
     if campaign.strategy.promotion != "none":
         raise ConfigError("strategy.promotion tells what recognition added, which privacy does not cover; choose none")
     if campaign.learn.mask_ssl == "federated":
@@ -64,8 +67,6 @@ def _check_private(campaign: CampaignConfig) -> None:
 def _check_patient(campaign: CampaignConfig) -> None:
     """One mechanism per step: a sum over patients of gradients that depend on no other patient."""
     objective, because = campaign.objective, "privacy=patient clips the gradients of each patient alone"
-    if campaign.generate.on:
-        raise ConfigError(f"{because}, and a generator's phases are not trained so; choose generate=none")
     if campaign.augment.balance:
         raise ConfigError(f"{because}, each drawn with the same chance; choose augment.balance=false")
     if campaign.learn.streams or campaign.selfreg.on:

@@ -18,21 +18,51 @@ from flwr.supercore.task_identity import TaskIdentity
 
 import client.app
 from client.app import make_app, setup_from_node_config
-from shared.errors import ConfigError, DataError
+from client.approvals import check_bundle
+from client.site import SiteSetup
+from shared.config import CampaignConfig, MachineConfig
+from shared.errors import ConfigError, DataError, RefusedError
 from shared.types import Plan, SiteCard, Update
 from shared.wire.flower import to_content, to_record
 from shared.wire.messages import Answer, ReceivedUpdate, Record, Refusal, plan_record, read_answer
 
 PLAN = plan_record(Plan("demo", "train", 1, "a" * 64, "b" * 64, {"w": np.ones(2, np.float32)}))
+CARD = SiteCard("north", "a" * 64, "b" * 64, "0.1.0", {})
 SECRET = "/data/patients/Mustermann^Max 19700101"
 
 
+class Log:
+    """Stands for a site's audit log; a full one takes nothing."""
+
+    def __init__(self, full: bool = False) -> None:
+        self.full = full
+        self.entries: list[dict[str, Any]] = []
+
+    def append(self, event: str, /, **facts: Any) -> None:
+        if self.full:
+            raise DataError("the disk takes no more entries")
+        self.entries.append({"event": event, **facts})
+
+
+@pytest.fixture(autouse=True)
+def _campaign(campaign: CampaignConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a site does between the doors is tested elsewhere: here they stand open."""
+    monkeypatch.setattr(client.app, "agreed_of", lambda plan, setup: (campaign, campaign))
+    monkeypatch.setattr(client.app, "admitted", lambda plan, setup: None)
+    monkeypatch.setattr(client.app, "permitted", lambda record, plan, setup: record)
+
+
 def ask(
-    monkeypatch: pytest.MonkeyPatch, does: Callable[..., Any], kind: str = "train", record: Record = PLAN
+    monkeypatch: pytest.MonkeyPatch,
+    does: Callable[..., Any],
+    kind: str = "train",
+    record: Record = PLAN,
+    audit: Log | None = None,
 ) -> Answer:
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
     monkeypatch.setattr(client.app, "answer", does)
-    app = make_app(lambda context: "setup")  # type: ignore[arg-type,return-value]
+    setup = SiteSetup("north", Path("store"), MachineConfig(), {}, audit=audit)  # type: ignore[arg-type]
+    app = make_app(lambda context: setup)
     message = Message(to_content(record), 7, kind)
     message.metadata.__dict__["_message_id"] = "m1"
     reply = app(message, Context(1, 7, {}, RecordDict(), {}))
@@ -49,8 +79,7 @@ def raises(error: Exception) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("kind", ["query", "train", "evaluate"])
 def test_every_kind_of_message_is_answered(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    card = SiteCard("north", "a" * 64, "b" * 64, "0.1.0", {})
-    assert ask(monkeypatch, lambda plan, setup, on_step: card, kind) == card
+    assert ask(monkeypatch, lambda plan, setup, on_step: CARD, kind) == CARD
 
 
 def test_an_update_is_sent_with_its_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,6 +87,52 @@ def test_an_update_is_sent_with_its_arrays(monkeypatch: pytest.MonkeyPatch) -> N
     received = ask(monkeypatch, lambda plan, setup, on_step: update)
     assert isinstance(received, ReceivedUpdate)
     assert received.shapes == {"w": (2,)}
+
+
+def test_the_doors_stand_in_their_order_and_the_log_before_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    def step(name: str, gives: Callable[..., Any]) -> Callable[..., Any]:
+        def does(*arguments: Any, **more: Any) -> Any:
+            order.append(name)
+            return gives(*arguments)
+
+        return does
+
+    update = Update("north", 1, 4, {"w": np.ones(2, np.float32)})
+    monkeypatch.setattr(client.app, "admitted", step("admitted", lambda plan, setup: None))
+    monkeypatch.setattr(client.app, "protected", step("protected", client.app.protected))
+    monkeypatch.setattr(client.app, "permitted", step("permitted", lambda record, plan, setup: record))
+    monkeypatch.setattr(client.app, "note_leaving", step("noted", client.app.note_leaving))
+    log = Log()
+    ask(monkeypatch, step("answer", lambda plan, setup: update), audit=log)
+    assert order == ["admitted", "answer", "protected", "permitted", "noted"]
+    (entry,) = log.entries
+    assert (entry["event"], entry["campaign"], entry["digest"], entry["round"]) == ("round.left", "demo", "a" * 64, 1)
+    assert (entry["kind"], entry["arrays"], entry["masked"]) == ("update", 1, False)
+    assert entry["norm"] == pytest.approx(2**0.5)
+    assert entry["bytes"] > 8
+
+
+def test_what_cannot_be_written_down_does_not_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusal = ask(monkeypatch, lambda plan, setup, on_step: CARD, audit=Log(full=True))
+    assert refusal == Refusal("DataError", "the disk takes no more entries")
+
+
+def test_what_was_declined_is_written_down_in_the_words_that_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Log()
+    ask(monkeypatch, raises(RefusedError("campaign aaaaaaaaaaaa is not approved at north")), audit=log)
+    ask(monkeypatch, raises(ValueError(SECRET)), audit=log)
+    reasons = ["campaign aaaaaaaaaaaa is not approved at north", "site error: ValueError"]
+    assert log.entries == [{"event": "refused", "reason": reason} for reason in reasons]
+
+
+def test_a_plan_that_is_not_admitted_computes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(plan: Plan, setup: SiteSetup) -> None:
+        raise RefusedError("paused")
+
+    monkeypatch.setattr(client.app, "admitted", refuses)
+    assert ask(monkeypatch, lambda *_, **__: pytest.fail("answered")) == Refusal("RefusedError", "paused")
 
 
 def test_our_own_errors_leave_with_their_text(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +173,7 @@ def test_a_supernode_without_a_site_file_is_told_what_to_do() -> None:
 
 
 def bundle(config_digest: str = "a" * 64, **more: str) -> bytes:
-    manifest = json.dumps({"config_digest": config_digest})
+    manifest = json.dumps({"config_digest": config_digest, "manifest_digest": "c" * 64})
     files = {"pyproject.toml": "", ".info/CONTENT": "", "manifest.json": manifest} | more
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -136,10 +211,17 @@ def run_process(monkeypatch: pytest.MonkeyPatch, site: Path, fab: bytes) -> tupl
     return answers[0]
 
 
+def approving(given: dict[str, str]) -> Callable[[bytes, Path], None]:
+    def check(bundle: bytes, folder: Path) -> None:
+        check_bundle(bundle, given)
+
+    return check
+
+
 def test_an_approved_bundle_runs_the_installed_app_and_nothing_is_unpacked(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(client.app, "approved_files", lambda folder: {"a" * 64: folder})
+    monkeypatch.setattr(client.app, "check_delivered", approving({"a" * 64: "c" * 64}))
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / "home"))
     app, _ = run_process(monkeypatch, tmp_path, bundle())
     assert app is client.app.app
@@ -157,14 +239,15 @@ def test_an_approved_bundle_runs_the_installed_app_and_nothing_is_unpacked(
 def test_a_refused_bundle_is_answered_with_the_reason(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fab: bytes, reason: str
 ) -> None:
+    monkeypatch.setattr(client.app, "check_delivered", approving({}))
     _, answer = run_process(monkeypatch, tmp_path, fab)
     assert isinstance(answer, Refusal)
     assert reason in answer.reason
 
 
 def test_an_error_while_the_bundle_is_checked_leaves_no_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def broken(folder: Path) -> None:
+    def broken(bundle: bytes, folder: Path) -> None:
         raise PermissionError(13, "Permission denied", SECRET)
 
-    monkeypatch.setattr(client.app, "approved_files", broken)
+    monkeypatch.setattr(client.app, "check_delivered", broken)
     assert run_process(monkeypatch, tmp_path, bundle())[1] == Refusal("RefusedError", "site error: PermissionError")

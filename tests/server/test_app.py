@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.app import Context, RecordDict
@@ -14,6 +16,7 @@ from server.app import Clock, initial_weights, serve
 from server.outcome import read_outcome
 from shared.config import CampaignConfig, save_campaign
 from shared.errors import ConfigError, PeerError
+from shared.events import CampaignResumed, Event
 
 
 class NobodyThere(Grid):
@@ -78,13 +81,18 @@ def test_a_failure_of_ours_leaves_its_class_and_no_text(
 
 
 def test_main_takes_folder_and_sites_from_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    seen = {}
+    seen: dict[str, Any] = {}
     monkeypatch.chdir(tmp_path)  # the run's folder is named relative to the coordinator's
     (tmp_path / "runs" / "demo").mkdir(parents=True)
     monkeypatch.setattr(server.app, "serve", lambda grid, run_dir, **more: seen.update(run_dir=run_dir, **more))
+    notes: list[Event] = []
+    monkeypatch.setattr(server.app, "recording", lambda folder, campaign: nullcontext(notes.append))
     values = {"run-dir": "runs/demo", "sites": "north,valley"}
     server.app.main(NobodyThere(), Context(1, 1, {}, RecordDict(), values))
     assert (seen["run_dir"], seen["allowed"]) == (Path("runs/demo"), {"north", "valley"})
+    seen["on_event"](CampaignResumed(1))  # goes to the journal and to the audit log
+    assert notes == [CampaignResumed(1)]
+    assert len((tmp_path / "runs" / "demo" / "events.jsonl").read_text().splitlines()) == 1
     with pytest.raises(ConfigError, match="start it with: wardround-coordinator run"):
         server.app.main(NobodyThere(), Context(1, 1, {}, RecordDict(), {"run-dir": ""}))
 
