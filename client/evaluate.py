@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,7 @@ from client.reading import BATCH_SIZE, Values, images_of, reading, recognised
 from shared.batch import Batch
 from shared.config import CampaignConfig, MachineConfig
 from shared.images.quality import psnr_db_B, rmse_B, ssim_B
-from shared.metrics import moments
+from shared.metrics import moments, one_per_test
 from shared.networks import Networks
 from shared.recognise.metrics import correct_P, mask_ssim_BK, mean_over_classes, of_all_patients, overlaps, per_patient
 from shared.recognise.surfaces import missed_B, surface_distances
@@ -80,8 +80,12 @@ def evaluate(
 
 
 def summarise(scores: Scores) -> Metrics:
-    """Moments and quantiles of every key: what a site reports."""
-    return {key: moments(values) for key, values in scores.values.items()}
+    """Moments of every key, with quantiles where there is more than one value of a whole test: what a site reports."""
+    figures = {key: moments(values) for key, values in scores.values.items()}
+    return {
+        key: replace(figure, quantiles=()) if one_per_test(key.partition(".")[2]) else figure
+        for key, figure in figures.items()
+    }
 
 
 def judged_states(campaign: CampaignConfig) -> tuple[str, ...]:

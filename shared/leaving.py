@@ -148,7 +148,8 @@ Named = Iterator[tuple[str, Figure]]
 def _spent(campaign: CampaignConfig, most: int) -> Named:
     yield "learning_rate", Figure(0, campaign.training.learning_rate)
     yield "samples", Figure(0, most)
-    yield "seconds", Figure(0, _LARGE)
+    if not campaign.privacy.on:  # how long it took tells how many patients were drawn
+        yield "seconds", Figure(0, _LARGE)
 
 
 def _steered() -> Named:
