@@ -12,6 +12,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from shared.errors import DataError
 from shared.trust.keystore import CURVE, public_line
@@ -53,16 +54,21 @@ def signed_by(line: str, content: bytes, signature: bytes) -> bool:
 
 
 def lines_of(authority: bytes, certificates: Sequence[str]) -> tuple[str, ...]:
-    """Keys of those PEM certificates that the authority issued; the others are left out."""
+    """Keys of those PEM certificates that the authority issued to sign with; the others are left out.
+
+    The purpose counts: sites and servers have certificates of the same authority.
+    """
     issuer = x509.load_pem_x509_certificate(authority)
     lines = []
     for pem in certificates:
         try:
             certificate = x509.load_pem_x509_certificate(pem.encode())
             certificate.verify_directly_issued_by(issuer)
+            purposes = list(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
             key = certificate.public_key()
-        except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.ExtensionNotFound):
             continue
-        if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, CURVE):
+        signs = purposes == [ExtendedKeyUsageOID.CODE_SIGNING]
+        if signs and isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, CURVE):
             lines.append(public_line(key))
     return tuple(lines)
