@@ -327,7 +327,7 @@ def _header(record: Record) -> dict[str, Any]:
     if len(record.header) > MAX_HEADER_BYTES:
         raise DataError(f"message header must be at most {MAX_HEADER_BYTES} bytes, got {len(record.header)}")
     try:
-        header = json.loads(record.header, object_pairs_hook=_unique, parse_constant=_no_number)
+        header = json.loads(record.header, object_pairs_hook=_unique)
     except (ValueError, RecursionError):
         raise DataError("message header is not JSON; is the peer running another version?") from None
     if not isinstance(header, dict) or not isinstance(header.get("kind"), str):
@@ -343,11 +343,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) < len(pairs):
         raise ValueError
     return values
-
-
-def _no_number(text: str) -> float:
-    """NaN and Infinity, which Python reads and JSON has not (RFC 8259, section 6)."""
-    raise ValueError
 
 
 def _shapes(header: Mapping[str, Any], record: Record) -> dict[str, tuple[int, ...]]:
