@@ -159,8 +159,8 @@ _CELL_ROUND_MORE: Mapping[str, Kind] = {
     **dict.fromkeys(("loss_masks", "loss_diagnosis", "loss_mask_ssl", "loss_diagnosis_ssl", "loss_selfreg"), figure),
     **dict.fromkeys(("pseudo_accept_rate", "pseudo_offered", "feature_rank"), figure),
 }
-_PARTED = {**_ROW_MORE, "pseudo_accepted": figure}
-"""`<metric>.<class>` is of the kind of `<metric>`."""
+_PARTED = {**_ROW_MORE, "pseudo_accepted": figure, "privacy": figure}
+"""`<metric>.<class>` is of the kind of `<metric>`; privacy.multiplier and privacy.cosine are figures."""
 
 
 def read_json(path: Path) -> Any:
