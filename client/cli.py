@@ -31,6 +31,7 @@ from client import (
     folder,
 )
 from client.audit import record, record_refusal
+from client.rules import has_left
 from client.site import load_site
 from client.terminal import OUT, command, json_option, progress, two_columns
 from shared.config import load_campaign
@@ -187,6 +188,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from client import daemon
 
     site = folder.read(arguments.folder)
+    if has_left(site.folder):
+        raise RefusedError(f"site {site.name} has left the federation; a new site is made in a new folder")
     given = approvals.approvals(site.approvals)
     OUT.print(
         f"Site {site.name} runs; coordinator {site.coordinator}; campaigns approved: {len(given)}. Ctrl-C stops it."

@@ -170,5 +170,5 @@ def _tell(site: SiteFolder) -> str:
     try:
         say_leaving(site)
     except WardroundError:
-        return "The coordinator is told at its next message, if `wardround-site run` runs then; stop it after that."
+        return "The coordinator is told at its next message, while `wardround-site run` still runs; stop it after that."
     return "The coordinator was told."
