@@ -388,6 +388,32 @@ def test_wrong_shares_are_found_by_what_was_offered_and_nothing_is_opened() -> N
             cohort.opened(names(4), COUNT)
 
 
+def test_a_share_made_to_lead_beyond_every_secret_is_found_as_well() -> None:
+    """297 residues modulo the prime are no secret of 32 bytes; a site that knows the others' shares can hit one."""
+    from shared.secagg import shamir
+
+    cohort = masked(3)
+    cohort.reveal(names(3), names(3))
+    good = cohort.reveals[ME]
+    shares = {i: int(cohort.reveals[name].seed_shares["site-01"], 16) for i, name in enumerate(names(3), 1)}
+    wanted = 2**256 - int.from_bytes(shamir.combine(shares))
+    first = (shares[1] + wanted * pow(3, -1, shamir.PRIME)) % shamir.PRIME  # share 1 of 1, 2, 3 counts three times
+    cohort.reveals[ME] = replace(good, seed_shares={**good.seed_shares, "site-01": f"{first:066x}"})
+    with pytest.raises(DataError, match="do not fit one another"):
+        shamir.combine({**shares, 1: first})
+    with pytest.raises(PeerError, match="the shares of site-01 that were revealed do not fit its offer"):
+        cohort.opened(names(3), COUNT)
+
+
+def test_an_offer_of_a_stranger_or_with_shares_for_others_is_told_at_the_coordinator() -> None:
+    cohort = make(3)
+    check_offer(cohort.offers[ME], cohort.terms)
+    with pytest.raises(DataError, match="is not in the cohort"):
+        check_offer(replace(cohort.offers[ME], site="stranger"), cohort.terms)
+    with pytest.raises(DataError, match="one share for every other site"):
+        check_offer(replace(cohort.offers[ME], shares={}), cohort.terms)
+
+
 def test_a_reveal_of_another_session_or_of_a_stranger_is_told() -> None:
     cohort, other = masked(3), masked(3)
     other.reveal(names(3), names(3))
