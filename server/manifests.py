@@ -58,8 +58,8 @@ def _identity(coordinator: Coordinator, site: str) -> PublicIdentity:
         identity = PublicIdentity.from_json(json.loads(path.read_text()))
     except FileNotFoundError:
         raise ConfigError(
-            f"site {site} was admitted by its key alone; have it send key.json too, and put it beside key.pub when "
-            "you admit it again (add-site), or invite it"
+            f"site {site} was admitted by its key.pub, and a campaign names exchange keys too; revoke it, and admit it by "
+            "its key.json (add-site), or invite it"
         ) from None
     except (OSError, ValueError, WardroundError):
         raise DataError(f"sites/{path.name} cannot be used; ask site {site} for its key.json again") from None

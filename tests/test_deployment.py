@@ -6,9 +6,11 @@ programs costs half a minute; every sentence of it is a test of its own, in orde
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -40,10 +42,12 @@ TINY = [
     "rounds=2", "training.local_steps=4", "training.batch_size=4",
     "round.quorum=2", "round.grace_s=25", "round.join_deadline_s=90", "round.round_deadline_s=120",
 ]  # fmt: skip
+VISIBLE = ["secagg=visible_updates"]  # a site may be killed in mid-round, and two of three go on
+MASKED = ["name=unseen", "rounds=1", "training.local_steps=2", "round.quorum=3"]
 DRAWERS = ("north", "south")
 PHASES = ("autoencoder", "denoiser", "controlnet")
 IMAGES = [
-    *TINY, "name=images", "round.grace_s=300", "round.join_deadline_s=300", "round.round_deadline_s=600",
+    *TINY, *VISIBLE, "name=images", "round.grace_s=300", "round.join_deadline_s=300", "round.round_deadline_s=600",
     "generate=emit-diff", "generate.draw.variants=1", "generate.draw.steps=1", "generate.draw.memorised_share=1",
     *(f"generate.{phase}.{length}" for phase in PHASES for length in ("rounds=1", "local_steps=2", "batch_size=4")),
 ]  # fmt: skip
@@ -144,24 +148,41 @@ def provision(federation: Federation) -> None:
     from simulation.hospitals import write_hospitals
 
     root, folder = federation.root, str(federation.coordinator)
-    port = free_port()
+    port = free_ports()
     hospitals = write_hospitals(load("simulation", TINY, SimulationConfig), root / "hospitals")
     ok(server.cli.main(["init", folder, "--name", "test", "--host", "127.0.0.1", "--port", str(port)]))
-    for name, more in (("story", []), ("unread", ["round.join_deadline_s=30"])):
-        file = str(root / f"{name}.json")
-        ok(server.cli.main(["campaign", "new", folder, "--out", file, *TINY, f"name={name}", *more]))
     federation.serve()
     authority = str(federation.coordinator / "ca" / "ca.crt")
-    for name, hospital in zip(SITES, hospitals, strict=True):
+    for name in SITES:
         site = str(federation.site(name))
         ok(client.cli.main(["init", site, "--name", name, "--coordinator", f"127.0.0.1:{port}", "--ca", authority]))
-        ok(server.cli.main(["add-site", folder, name, f"{site}/key.pub"]))
+        ok(server.cli.main(["add-site", folder, name, f"{site}/key.json"]))
+    for name, more in (("story", VISIBLE), ("unread", [*VISIBLE, "round.join_deadline_s=30"]), ("unseen", MASKED)):
+        file = str(root / f"{name}.json")
+        ok(server.cli.main(["campaign", "new", folder, "--out", file, *TINY, f"name={name}", *more]))
+    for name, hospital in zip(SITES, hospitals, strict=True):
+        site = str(federation.site(name))
         source = ["ingest", site, str(hospital), "--campaign", str(root / "story.json")]
         ok(client.cli.main([*source, "--labels", str(hospital / "site.json")]))
-        ok(client.cli.main(["approve", site, str(root / "story.json"), "--yes"]))
+        assert client.cli.main(["approve", site, str(root / "story.json"), "--yes"]) == 3  # visible, and nobody said so
+        ok(client.cli.main(["approve", site, str(root / "story.json"), "--yes", "--allow-visible-updates"]))
+        ok(client.cli.main(["approve", site, str(root / "unseen.json"), "--yes"]))
         federation.run_site(name)
     stranger = str(federation.site("stranger"))
     ok(client.cli.main(["init", stranger, "--name", "north", "--coordinator", f"127.0.0.1:{port}", "--ca", authority]))
+
+
+def free_ports() -> int:
+    """A port that is free with the two above it, where enrolment is served."""
+    while True:
+        port = free_port()
+        with contextlib.ExitStack() as bound:
+            try:
+                for number in (port, port + 1, port + 2):
+                    bound.enter_context(socket.socket()).bind(("127.0.0.1", number))
+            except (OSError, OverflowError):
+                continue
+            return port
 
 
 def status(federation: Federation, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
@@ -235,6 +256,33 @@ def test_a_killed_coordinator_resumes_at_the_lost_round(
     assert state["sites"] == dict.fromkeys(SITES, "online")
 
 
+def test_a_masked_campaign_of_three_sites_is_trained_and_no_update_is_seen(federation: Federation) -> None:
+    arguments = ("run", str(federation.coordinator), str(federation.root / "unseen.json"))
+    assert federation.start("unseen", "server.cli", *arguments).wait(400) == 0, federation.output("unseen")
+    run_dir = federation.coordinator / "runs" / "unseen"
+    records = read_records(run_dir)
+    assert [(record["round"], record["participants"]) for record in records] == [(1, sorted(SITES)), (2, sorted(SITES))]
+    assert list(run_dir.glob("checkpoints/*"))
+    for name in SITES:
+        assert not list((federation.site(name) / "secagg").glob("*session*")), "a session outlived its round"
+
+
+def test_a_paused_site_is_done_without_and_says_so(federation: Federation) -> None:
+    """Of three sites that must all be there one is paused: the run ends with that site's reason, and nothing moved."""
+    site = str(federation.site("north"))
+    ok(client.cli.main(["pause", site]))
+    file = str(federation.root / "paused.json")
+    folder = str(federation.coordinator)
+    more = ("name=paused", "rounds=1", "round.quorum=3", "round.join_deadline_s=60")
+    ok(server.cli.main(["campaign", "new", folder, "--out", file, *TINY, *more]))
+    for name in SITES:
+        ok(client.cli.main(["approve", str(federation.site(name)), file, "--yes"]))
+    assert federation.start("paused", "server.cli", "run", folder, file).wait(300) == 3, federation.output("paused")
+    assert "north was paused by its operator" in federation.output("paused")
+    assert not list((federation.coordinator / "runs" / "paused").glob("checkpoints/*"))
+    ok(client.cli.main(["resume", site]))
+
+
 def test_no_site_took_anything_from_a_bundle(federation: Federation) -> None:
     for name in SITES:
         assert not list((federation.site(name) / "flower").rglob("manifest.json"))
@@ -259,15 +307,17 @@ def test_a_generator_is_trained_phase_by_phase_and_every_site_ends_with_all_of_i
     federation: Federation, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, file = str(federation.coordinator), str(federation.root / "images.json")
-    ok(server.cli.main(["campaign", "new", folder, "--out", file, *IMAGES]))
+    ok(server.cli.main(["campaign", "new", folder, "--out", file, "--sites", ",".join(DRAWERS), *IMAGES]))
     for name in DRAWERS:
-        ok(client.cli.main(["approve", str(federation.site(name)), file, "--yes"]))
+        ok(client.cli.main(["approve", str(federation.site(name)), file, "--yes", "--allow-visible-updates"]))
     wait_for("the coordinator serves", lambda: "is served" in federation.output("coordinator"), 120)
     drawers = dict.fromkeys(DRAWERS, "online").items()
     wait_for("two sites online", lambda: drawers <= status(federation, capsys)["sites"].items(), 180)
-    arguments = ("run", folder, file, "--sites", ",".join(DRAWERS))
+    west = federation.launches("west")
+    arguments = ("run", folder, file)
     assert federation.start("images", "server.cli", *arguments).wait(1500) == 0, federation.output("images")
     records = all_records(federation.drawn)
+    assert federation.launches("west") == west, "a plan went to a site that the manifest does not name"
     assert [(record["phase"], record["round"]) for record in records] == [(name, r) for name in PHASES for r in (1, 2)]
     assert all(record["participants"] == sorted(DRAWERS) for record in records)
     assert not (federation.drawn / "rounds.jsonl").exists()

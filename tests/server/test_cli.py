@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import socket
 from collections.abc import Iterator
@@ -11,8 +12,10 @@ import pytest
 
 from server import cli
 from shared.config import CampaignConfig, campaign_digest, load_campaign, save_campaign
+from shared.manifest import read_manifest, verified
 from shared.reach import free_port
 from shared.trust import keystore
+from shared.trust.identity import create_exchange_key, load_identity
 
 
 @pytest.fixture
@@ -57,19 +60,59 @@ def test_the_control_interface_is_not_exposed_without_saying_so(
     fails(capsys, said, 2, "name it in init --host")
 
 
-def test_campaign_new_prints_the_digest_that_sites_will_see(
+def admit(folder: Path, *sites: str) -> None:
+    """Sites that were made by hand, by their key.json."""
+    for name in sites:
+        home = folder.parent / name
+        home.mkdir()
+        keystore.create_site_key(home / "key")
+        create_exchange_key(home / "exchange.key")
+        shown = load_identity(name, home / "key", home / "exchange.key").public
+        (home / "key.json").write_text(json.dumps(shown.to_json()))
+        assert cli.main(["add-site", str(folder), name, str(home / "key.json")]) == 0
+
+
+def test_campaign_new_signs_a_masked_campaign_of_the_admitted_sites(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "campaign.json"
     new = ["campaign", "new", str(folder), "--out", str(file), "experiment=phantom", "rounds=2"]
+    fails(capsys, new, 2, "no site is admitted yet")
+    admit(folder, "north", "south", "west")
+    capsys.readouterr()
     assert cli.main(new) == 0
+    printed = capsys.readouterr().out
+    signed = read_manifest(file)
+    verified(signed, (folder / "ca" / "ca.crt").read_bytes(), dt.datetime.now(dt.UTC))
     campaign = load_campaign(file)
-    assert campaign.rounds.rounds == 2
-    assert campaign_digest(campaign) in capsys.readouterr().out
+    assert (campaign.rounds.rounds, campaign.rounds.quorum, campaign.secagg.kind) == (2, 3, "masked")
+    assert campaign_digest(campaign) == signed.manifest.config_digest
+    assert campaign_digest(campaign) in printed
+    assert tuple(signed.manifest.sites) == ("north", "south", "west")
+    assert (folder / "campaigns" / f"{campaign.name}.json").read_bytes() == file.read_bytes()
     fails(capsys, new, 2, "never changes")
     other = ["campaign", "new", str(folder), "--out", str(tmp_path / "x.json")]
     fails(capsys, [*other, "experiment=phantom", "rundes=2"], 2, "rundes")
+    fails(capsys, [*other, "experiment=phantom"], 2, "published already, with another content; choose another name=")
     assert not (tmp_path / "x.json").exists()
+
+
+def test_campaign_new_says_the_ways_out_where_too_few_sites_cannot_mask(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    admit(folder, "north", "south", "west")
+    capsys.readouterr()
+    new = ["campaign", "new", str(folder), "--out", str(tmp_path / "x.json"), "experiment=phantom"]
+    two = [*new, "--sites", "north,south"]
+    for way in ("admit more sites", "secagg=visible_updates", "secagg.minimum_cohort=2 round.quorum=2"):
+        fails(capsys, two, 2, way)
+    fails(capsys, [*new, "round.quorum=2"], 2, "raise round.quorum, or choose secagg=visible_updates")
+    fails(capsys, [*new, "--sites", "north,east"], 2, "site 'east' is not admitted")
+    assert cli.main([*two, "secagg=visible_updates"]) == 0
+    assert "VISIBLE UPDATES" in capsys.readouterr().out
+    (tmp_path / "x.json").unlink()
+    assert cli.main([*two, "secagg.minimum_cohort=2", "round.quorum=2", "name=two"]) == 0
+    assert "each learns the other's update" in capsys.readouterr().out
 
 
 def test_reasons_and_exit_codes(
@@ -83,7 +126,13 @@ def test_reasons_and_exit_codes(
     fails(capsys, ["add-site", str(folder), "x", str(tmp_path / "key")], 3, "must never leave its site")
     fails(capsys, ["add-site", str(folder), "x", str(tmp_path / "none.pub")], 5, "cannot be read")
     fails(capsys, ["run", str(folder), str(tmp_path / "none.json")], 2, "no campaign file")
-    fails(capsys, ["run", str(folder), str(tmp_path / "campaign.json")], 4, "wardround-coordinator serve")
+    fails(capsys, ["run", str(folder), str(tmp_path / "campaign.json")], 3, "is not signed")
+    admit(folder, "north", "south", "west")
+    capsys.readouterr()
+    file = tmp_path / "signed.json"
+    assert cli.main(["campaign", "new", str(folder), "--out", str(file), "experiment=phantom"]) == 0
+    capsys.readouterr()
+    fails(capsys, ["run", str(folder), str(file)], 4, "wardround-coordinator serve")
     fails(capsys, ["report", str(tmp_path)], 5, "give the folder of a run")
 
 

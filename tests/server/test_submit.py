@@ -114,7 +114,7 @@ def test_a_site_without_its_key_json_or_with_anothers_is_not_signed_for(
     with pytest.raises(DataError, match="not of the key that site north was admitted with"):
         signed(coordinator, campaign)
     (sites / "north.json").unlink()
-    with pytest.raises(ConfigError, match="have it send key.json too"):
+    with pytest.raises(ConfigError, match="admit it by its key.json"):
         signed(coordinator, campaign)
 
 
