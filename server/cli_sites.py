@@ -131,7 +131,7 @@ def _unregistered(coordinator: Coordinator, site: str) -> None:
     from server.processes import registered
 
     if not read_record(coordinator.folder)["running"]:
-        OUT.print("The coordinator does not serve now; it forgets the site's key before it serves again.")
+        OUT.print("The coordinator does not serve now; the SuperLink forgets the key in the first seconds of serve.")
         return
     deadline = time.monotonic() + UNREGISTER_S
     while site in registered(coordinator):
