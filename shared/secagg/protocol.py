@@ -60,7 +60,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -350,25 +350,31 @@ def unmask(
 
 def _restored_seed(offer: Offer, terms: Terms, reveals: Mapping[str, Reveal], needed: int) -> bytes:
     shares = {terms.number(name): int(answer.seed_shares[offer.site], 16) for name, answer in reveals.items()}
-    seed = _combined(shares, needed, offer.site)
-    if keys.seed_digest(seed, terms.digest, offer.site) != offer.seed_digest:
-        raise _wrong_shares(offer.site)
-    return seed
+    for seed in _combined(shares, needed):
+        if keys.seed_digest(seed, terms.digest, offer.site) == offer.seed_digest:
+            return seed
+    raise _wrong_shares(offer.site)
 
 
 def _restored_key(offer: Offer, terms: Terms, reveals: Mapping[str, Reveal], needed: int) -> X25519PrivateKey:
     shares = {terms.number(name): int(answer.key_shares[offer.site], 16) for name, answer in reveals.items()}
-    private = X25519PrivateKey.from_private_bytes(_combined(shares, needed, offer.site))
-    if private.public_key().public_bytes_raw().hex() != offer.mask_key:
-        raise _wrong_shares(offer.site)
-    return private
+    for secret in _combined(shares, needed):
+        private = X25519PrivateKey.from_private_bytes(secret)
+        if private.public_key().public_bytes_raw().hex() == offer.mask_key:
+            return private
+    raise _wrong_shares(offer.site)
 
 
-def _combined(shares: Mapping[int, int], needed: int, site: str) -> bytes:
-    try:
-        return shamir.combine({number: shares[number] for number in sorted(shares)[:needed]})
-    except DataError:
-        raise _wrong_shares(site) from None
+def _combined(shares: Mapping[int, int], needed: int) -> Iterator[bytes]:
+    """What `needed` shares lead to, beginning at each of them in turn: where one more than needed was revealed, a site
+    that reveals wrong ones is passed over once."""
+    numbers = sorted(shares)
+    for start in range(len(numbers)):
+        chosen = (numbers[start:] + numbers[:start])[:needed]
+        try:
+            yield shamir.combine({number: shares[number] for number in chosen})
+        except DataError:
+            continue
 
 
 def _wrong_shares(site: str) -> PeerError:

@@ -388,6 +388,21 @@ def test_wrong_shares_are_found_by_what_was_offered_and_nothing_is_opened() -> N
             cohort.opened(names(4), COUNT)
 
 
+@pytest.mark.parametrize("liar", [0, 2, 4])
+def test_where_more_reveal_than_are_needed_one_site_that_reveals_wrong_shares_does_not_stop_the_others(
+    liar: int,
+) -> None:
+    vectors = random_vectors(names(10), COUNT)
+    survivors = names(10)[:9]
+    cohort = masked(10, vectors={name: vectors[name] for name in survivors})
+    cohort.reveal(survivors, survivors)
+    site = names(10)[liar]
+    answer = cohort.reveals[site]
+    wrong = {kind: dict.fromkeys(getattr(answer, kind), "0" * 66) for kind in ("seed_shares", "key_shares")}
+    cohort.reveals[site] = replace(answer, **wrong)
+    np.testing.assert_array_equal(cohort.opened(survivors, COUNT), plain_sum(vectors, survivors))
+
+
 def test_a_share_made_to_lead_beyond_every_secret_is_found_as_well() -> None:
     """297 residues modulo the prime are no secret of 32 bytes; a site that knows the others' shares can hit one."""
     from shared.secagg import shamir
