@@ -12,11 +12,16 @@ _HOST_PORT = re.compile(r"(?P<host>[A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:]{2,39}\]):
 
 def checked_name(kind: str, name: str) -> str:
     """The name itself, or ConfigError: no dots, slashes, spaces or quotes, so that it means nothing else anywhere."""
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise ConfigError(
             f"{kind} must be 1 to 40 letters, digits, '-' or '_', starting with a letter or digit; got {name!r}"
         )
     return name
+
+
+def is_name(name: str) -> bool:
+    """Whether `checked_name` takes it."""
+    return _NAME.fullmatch(name) is not None
 
 
 def checked_address(address: str) -> tuple[str, int]:
