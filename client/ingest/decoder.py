@@ -32,8 +32,8 @@ from client.ingest.reasons import Quarantined, Reason
 
 MEMORY_BYTES = 6 << 30
 """Address space of the child: the largest image that the limits allow, four times, and the libraries."""
-SECONDS, SAMPLES_PER_SECOND = 30.0, 2e6
-"""Time for a file: the first, and as much as its samples take at this speed, a tenth of a slow decoder's."""
+SECONDS, SAMPLES_PER_SECOND = 10.0, 1e6
+"""Time for a file: the first, and as much as its samples take at this speed, a fifth of what JPEG 2000 does."""
 MOST_FILES = 5_000
 """Of one child: what a library leaks ends with it."""
 MOST_HEADER_BYTES = 4096

@@ -18,7 +18,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if summary.inputs % 1000 == 0:
             print(_line(summary), file=sys.stderr, flush=True)
             if parsed.out is not None:
-                parsed.out.write_text(json.dumps(asdict(summary), indent=1))
+                parsed.out.write_text(_json(summary))
         if summary.seconds > parsed.seconds:
             break
-    print(json.dumps(asdict(summary), indent=1) if parsed.json else _words(summary))
+    print(_json(summary) if parsed.json else _words(summary))
     return int(bool(summary.findings))
 
 
@@ -100,6 +100,10 @@ def _line(summary: Summary) -> str:
         f"peak {summary.peak_bytes >> 20} MiB (input {summary.peak}), "
         f"{sum(summary.decoders_lost.values())} decoders lost"
     )
+
+
+def _json(summary: Summary) -> str:
+    return json.dumps({each.name: getattr(summary, each.name) for each in fields(summary)}, indent=1)
 
 
 def _words(summary: Summary) -> str:
