@@ -16,6 +16,7 @@ from rich.table import Table
 from client import approvals, folder, pins
 from client.audit import record
 from client.terminal import OUT, command, json_option, two_columns
+from shared.audit import ANCHOR
 from shared.errors import ConfigError, RefusedError
 
 
@@ -66,6 +67,8 @@ def _approve(arguments: argparse.Namespace) -> int:
         sites=", ".join(signed.manifest.sites),
         repinned=", ".join(arguments.repin),
     )
+    if signed.manifest.audit.number:
+        record(site, ANCHOR, of="coordinator", number=signed.manifest.audit.number, head=signed.manifest.audit.head)
     OUT.print(f"Approved at site {site.name}: {given.campaign}, digest {given.digest}")
     return 0
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -49,7 +50,7 @@ _ANSWERS = {
     "evaluate": ("update",),
 }
 _FIELDS = {
-    "card": ("site", "config_digest", "architecture_digest", "version", "counts"),
+    "card": ("site", "config_digest", "architecture_digest", "version", "counts", "audit_number", "audit_head"),
     "update": ("site", "round", "num_samples", "images", "training", "evaluation", "shapes"),
     "masked": ("site", "round", "num_samples", "images", "training", "evaluation", "shapes", "session", "stands_for"),
     "offer": ("site", "round", "offer"),
@@ -252,6 +253,8 @@ def _card(header: dict[str, Any], plan: Plan, campaign: CampaignConfig) -> dict[
         raise RefusedError("withheld: the card is of another campaign or version")
     if not isinstance(header["architecture_digest"], str) or len(header["architecture_digest"]) != 64:
         raise RefusedError("withheld: the card's architecture is no digest")
+    if not _is_count(header["audit_number"]) or not re.fullmatch("[0-9a-f]{64}", str(header["audit_head"])):
+        raise RefusedError("withheld: the head of the audit log on the card is none")
     return header | {"counts": {name: header["counts"][name] for name in named}}
 
 

@@ -27,6 +27,7 @@ from client.generation import forget_synthetic, load_frozen, receive, training_s
 from client.generators import built_generator, generator_folder, keep
 from client.protect import check_can_mask, check_session, offered, revealed
 from client.site import SiteSetup
+from shared.audit import START, Anchor, last_head
 from shared.config import CampaignConfig, agreed_phase, campaign_digest, load_campaign
 from shared.errors import RefusedError
 from shared.events import SiteStep
@@ -69,7 +70,12 @@ def answer(plan: Plan, setup: SiteSetup, *, on_step: OnStep | None = None) -> Si
         if plan.frozen_digest:
             receive(plan, setup.generators, opened.agreed, opened.campaign)
         return SiteCard(
-            setup.name, plan.config_digest, opened.architecture_digest, version("wardround"), dict(opened.data.counts)
+            setup.name,
+            plan.config_digest,
+            opened.architecture_digest,
+            version("wardround"),
+            dict(opened.data.counts),
+            (setup.audit is not None and last_head(setup.audit.path)) or Anchor(0, START),
         )
     _check_plan(plan, opened)
     if plan.action == "train":

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from server.folder import Coordinator, read, release_signer
-from shared.audit import AuditLog, Scalar, days_of
+from shared.audit import ANCHOR, AuditLog, Scalar, days_of
 from shared.errors import RefusedError, WardroundError
 from shared.events import CampaignResumed, Event, RoundFailed, RoundFinished, SiteJoined, SiteRefused
 from shared.locks import locked
@@ -69,6 +69,8 @@ def _note(log: AuditLog, campaign: str, event: Event) -> None:
     match event:
         case SiteJoined():
             log.append("site.joined", campaign=campaign, site=event.site)
+            if event.audit[0]:
+                log.append(ANCHOR, of=event.site, number=event.audit[0], head=event.audit[1])
         case SiteRefused():
             log.append("refused", campaign=campaign, site=event.site, reason=event.reason[:500])
         case CampaignResumed():

@@ -7,7 +7,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from server.audit import LOG
 from server.folder import Coordinator, release_signer
+from shared.audit import START, Anchor, last_head
 from shared.config import CampaignConfig, SimulationConfig, load
 from shared.errors import ConfigError, DataError, WardroundError
 from shared.locks import locked
@@ -58,8 +60,8 @@ def _identity(coordinator: Coordinator, site: str) -> PublicIdentity:
         identity = PublicIdentity.from_json(json.loads(path.read_text()))
     except FileNotFoundError:
         raise ConfigError(
-            f"site {site} was admitted by its key.pub, and a campaign names exchange keys too; revoke it, and admit it by "
-            "its key.json (add-site), or invite it"
+            f"site {site} was admitted by its key.pub, and a campaign names exchange keys too; revoke it, and admit "
+            "it by its key.json (add-site), or invite it"
         ) from None
     except (OSError, ValueError, WardroundError):
         raise DataError(f"sites/{path.name} cannot be used; ask site {site} for its key.json again") from None
@@ -75,7 +77,8 @@ def make_manifest(
     check_quorum(campaign, len(sites))
     with locked(coordinator.folder / "ca" / ".lock"):
         signer = release_signer(coordinator, now)
-    return signed_manifest(campaign, sites, coordinator.authority.read_bytes(), signer, now)
+    head = last_head(coordinator.folder / LOG) or Anchor(0, START)
+    return signed_manifest(campaign, sites, coordinator.authority.read_bytes(), signer, now, head)
 
 
 def check_quorum(campaign: CampaignConfig, sites: int) -> None:

@@ -134,7 +134,7 @@ def _settle(
     except (DataError, RefusedError) as error:
         on_event(SiteRefused(_name(reply, peer), str(error)))
         return replace(members, asked=asked, refused={**members.refused, peer.id: error})
-    on_event(SiteJoined(card.site, card.counts))
+    on_event(SiteJoined(card.site, card.counts, card.audit))
     return replace(members, asked=asked, cards={**members.cards, peer.id: card})
 
 

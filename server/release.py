@@ -105,7 +105,9 @@ def make_release(
             lesion=run.campaign.masks[-1] if run.campaign.masks else None,
             gates_config=to_dict(config),
         )
-        release = _with_card(manifest, entries, release_signer(coordinator, now))
+        with locked(coordinator.folder / "ca" / ".lock"):  # the audit log and campaigns are signed by the same
+            signer = release_signer(coordinator, now)
+        release = _with_card(manifest, entries, signer)
         files.write_release(_place(coordinator, name, manifest.version), release)
     files.write_release(out, release)
     return Made(manifest, release.digest)

@@ -44,7 +44,9 @@ from shared.files import sync
 from shared.locks import locked
 
 __all__ = [
+    "ANCHOR",
     "DAYS",
+    "START",
     "Anchor",
     "AuditLog",
     "Entry",
@@ -57,6 +59,8 @@ __all__ = [
     "verify",
 ]
 
+ANCHOR = "anchor.kept"
+"""Event: the other end's head, as it arrived; facts `of`, `number`, `head`."""
 _FULL = "the audit log cannot be written, and what is not recorded is not done; free disk space or check permissions"
 
 

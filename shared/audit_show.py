@@ -14,11 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from shared.audit import Anchor, Entry, Verified, head_path, read
+from shared.audit import ANCHOR, Anchor, Entry, Verified, head_path, read
 from shared.errors import ConfigError, DataError
-
-ANCHOR = "anchor.kept"
-"""The other end's head, as it arrived: facts `of`, `number`, `head`."""
 
 
 def add_filters(show: argparse.ArgumentParser) -> None:

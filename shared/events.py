@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 class SiteJoined:
     site: str
     counts: Mapping[str, int]
+    audit: tuple[int, str] = (0, "")
+    """Number and SHA-256 of the last entry of its audit log."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shared.audit import START, Anchor
 from shared.config import CampaignConfig, build, campaign_digest, to_dict
 from shared.config.digest import require_whole
 from shared.errors import ConfigError, DataError, RefusedError, WardroundError
@@ -39,7 +40,7 @@ MOST_SITES = 1000
 _SIGNED = b"wardround campaign manifest 1\n"
 _FIELDS = {
     *("campaign", "config_digest", "architecture_digests", "wardround", "federation", "sites", "leaves", "secagg"),
-    *("privacy", "made_at"),
+    *("privacy", "made_at", "audit"),
 }
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _AGAIN = "ask the coordinator for the file again"
@@ -65,6 +66,8 @@ class Manifest:
     privacy: str
     made_at: str
     """ISO 8601, UTC."""
+    audit: Anchor
+    """The coordinator's audit log as it then was: a signed promise that sites keep in their own."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,9 +120,10 @@ def derived(campaign: CampaignConfig) -> dict[str, Any]:
 
 
 def signed_manifest(
-    campaign: CampaignConfig, sites: Mapping[str, PublicIdentity], authority: bytes, signer: Pair, now: dt.datetime
-) -> SignedManifest:
-    """A manifest of this version, signed by the coordinator's signer."""
+    campaign: CampaignConfig, sites: Mapping[str, PublicIdentity], authority: bytes, signer: Pair, now: dt.datetime,
+    audit: Anchor | None = None,
+) -> SignedManifest:  # fmt: skip
+    """A manifest of this version, signed by the coordinator's signer; `audit` is the head of the coordinator's log."""
     from shared.trust import certificates, signing
 
     values = {
@@ -127,6 +131,7 @@ def signed_manifest(
         "federation": certificates.fingerprint(authority),
         "sites": {name: dict(sites[name].to_json()) for name in sorted(sites)},
         "made_at": now.isoformat(timespec="seconds"),
+        "audit": list(audit or (0, START)),
     }
     content = _canonical(values)
     return SignedManifest(_parsed(values), content, signer.certificate, signing.sign(signer.key, _SIGNED + content))
@@ -242,7 +247,15 @@ def _parsed(values: Any) -> Manifest:
         secagg=values["secagg"],
         privacy=values["privacy"],
         made_at=values["made_at"],
+        audit=_audit(values["audit"]),
     )
+
+
+def _audit(values: Any) -> Anchor:
+    number, head = values if isinstance(values, list) and len(values) == 2 else (None, None)
+    if type(number) is not int or not 0 <= number < 2**53 or not _is_digest(head):
+        raise DataError(f"the manifest's head of the coordinator's audit log is none; {_AGAIN}")
+    return Anchor(number, str(head))
 
 
 def _sites(values: Any) -> dict[str, PublicIdentity]:

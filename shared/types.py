@@ -124,3 +124,5 @@ class SiteCard:
     architecture_digest: str
     version: str
     counts: Mapping[str, int]  # patients, series, slices, masks, diagnoses.<name>, train_patients, test_patients
+    audit: tuple[int, str] = (0, "0" * 64)
+    """Number and SHA-256 of the last entry of the site's audit log: kept by the coordinator in its own."""

@@ -162,6 +162,8 @@ def card_record(card: SiteCard) -> Record:
         "architecture_digest": card.architecture_digest,
         "version": card.version,
         "counts": dict(card.counts),
+        "audit_number": card.audit[0],
+        "audit_head": card.audit[1],
     }
     return Record(header_bytes("card", header))
 
@@ -243,6 +245,7 @@ def read_answer(record: Record) -> Answer:
             architecture_digest=_digest(header, "architecture_digest"),
             version=one_line(_text(header, "version", 60)),
             counts={key: _count(_group(header, "counts"), key) for key in _group(header, "counts")},
+            audit=(_count(header, "audit_number"), _digest(header, "audit_head")),
         )
     if header["kind"] == "refusal":
         return Refusal(one_line(_text(header, "error", 60)), one_line(_text(header, "reason", MAX_REASON_CHARS)))
