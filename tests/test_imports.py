@@ -42,6 +42,8 @@ ONLY_IN = {
     "omegaconf": ("shared/config/load.py",),
     "cryptography": ("shared/trust/", "shared/secagg/"),
     "dp_accounting": ("shared/privacy/accountant.py",),
+    "grpc": ("shared/wire/enrol/", "server/enrol.py", "client/join.py"),
+    "grpc_tools": ("shared/wire/enrol/generate.py",),
     "nilearn": ("simulation/hospitals/",),
     "skimage": ("simulation/study/denoisers.py",),
     "transformers": ("shared/generate/sentences.py",),
@@ -86,7 +88,7 @@ def test_nothing_heavy_is_imported_at_start_up(module: str) -> None:
 
 
 @pytest.mark.parametrize("module", ["client.cli", "server.cli", "simulation.cli"])
-def test_a_command_line_starts_without_torch(module: str) -> None:
-    code = f"import {module}, sys; print('torch' in sys.modules)"
+def test_a_command_line_starts_without_torch_and_grpc(module: str) -> None:
+    code = f"import {module}, sys; print('torch' in sys.modules or 'grpc' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "False"
