@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -165,8 +166,20 @@ def program(coordinator: Coordinator) -> Program:
     keystore.private_folder(coordinator.folder / "gateway" / "temp")
     environment = {key: os.environ[key] for key in ("PATH", "LANG", "HOME") if key in os.environ}
     # The first log lines come before the configuration is read.
-    start = (nginx, "-c", str(conf), "-e", str(coordinator.folder / "logs" / "gateway-error.log"), "-g", "daemon off;")
-    return Program(PROGRAM, start, environment)
+    start = (nginx, "-c", str(conf), "-e", str(coordinator.folder / "logs" / "gateway-error.log"))
+    _try(start, environment)
+    return Program(PROGRAM, (*start, "-g", "daemon off;"), environment)
+
+
+def _try(start: tuple[str, ...], environment: dict[str, str]) -> None:
+    """`nginx -t`; raises ConfigError with what it says first."""
+    done = subprocess.run((*start, "-t"), env=environment, capture_output=True, text=True, timeout=30, check=False)
+    if done.returncode == 0:
+        return
+    said = next((line for line in done.stderr.splitlines() if "[emerg]" in line), "no reason given")
+    words = said.partition("[emerg]")[2].strip()[:300]
+    stream = "; its stream module is missing: apt-get install libnginx-mod-stream" if '"stream"' in words else ""
+    raise ConfigError(f"nginx does not accept gateway/nginx.conf: {words}{stream}")
 
 
 def reload(coordinator: Coordinator) -> bool:

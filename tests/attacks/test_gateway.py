@@ -32,6 +32,7 @@ import client.folder
 import server.cli
 import server.folder
 from server import gateway, processes
+from shared.errors import ConfigError
 from shared.reach import free_port
 from shared.supervise import read_record
 
@@ -39,8 +40,12 @@ pytestmark = [pytest.mark.timeout(300)]
 
 SITES = ("north", "south")
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+NO_STREAM = NGINX is not None and not gateway.STREAM_MODULE.exists() and (
+    "--with-stream=dynamic" in subprocess.run((NGINX, "-V"), capture_output=True, text=True, check=False).stderr
+)  # fmt: skip
 needs_nginx = pytest.mark.skipif(
-    NGINX is None, reason="nginx is not installed; on Debian: apt-get install nginx-light libnginx-mod-stream"
+    NGINX is None or NO_STREAM,
+    reason="nginx or its stream module is not installed; on Debian: apt-get install nginx-light libnginx-mod-stream",
 )
 slow = pytest.mark.slow
 LOCKED = (
@@ -175,6 +180,11 @@ def test_nginx_accepts_the_configuration(tmp_path: Path) -> None:
     program = gateway.program(server.folder.read(folder))
     done = subprocess.run((*program.command[:-2], "-t"), capture_output=True, text=True, check=False)
     assert "test is successful" in done.stderr, done.stderr
+    conf = folder / "gateway" / "nginx.conf"
+    conf.write_text(conf.read_text().replace("ssl_crl ", "ssl_krl "))
+    with pytest.raises(ConfigError, match='nginx does not accept gateway/nginx.conf: unknown directive "ssl_krl"'):
+        gateway.program(server.folder.read(folder))
+    ok(server.cli.main(["gateway", str(folder), "--listen", "127.0.0.1"]))
     text = (folder / "gateway" / "nginx.conf").read_text()
     assert "ssl_protocols TLSv1.3;" in text
     assert "TLSv1.2" not in text

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from server import folder, processes
+from server import folder, processes, registry
 from shared.errors import DataError, PeerError
 from shared.reach import free_port
 from shared.trust import keystore
@@ -128,6 +128,42 @@ def test_keys_are_registered_once_and_again_only_when_the_link_forgot_them(
     (coordinator.flower / "sites.json").write_text("{")
     with pytest.raises(DataError, match="remove it"):
         processes.registrar(coordinator)()
+
+
+def test_a_key_that_is_gone_or_another_is_unregistered(
+    coordinator: folder.Coordinator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A site that was revoked, and one that came back with new keys in between."""
+    for name in ("north", "south"):
+        folder.admit(coordinator, name, keystore.create_site_key(tmp_path / name))
+    known: list[str] = []
+    ended: list[str] = []
+
+    def register(_: object, site: str, path: Path) -> str:
+        known.append(f"{site}-{len(known)}")
+        return known[-1]
+
+    monkeypatch.setattr(processes, "sites_known", lambda _: dict.fromkeys(known, "online"))
+    monkeypatch.setattr(processes, "register_site", register)
+    monkeypatch.setattr(processes, "unregister_site", lambda _, node: ended.append(node))
+    register_new = processes.registrar(coordinator)
+    assert register_new() == ["north", "south"]
+    registry.revoke(coordinator, "south", NOW)
+    assert (register_new(), ended) == ([], ["south-1"])
+    assert processes.registered(coordinator) == {"north": "north-0"}
+    registry.revoke(coordinator, "north", NOW)
+    folder.admit(coordinator, "north", keystore.create_site_key(tmp_path / "new"))
+    assert processes.registrar(coordinator)() == ["north"]  # the coordinator was away meanwhile
+    assert ended == ["south-1", "north-0"]
+    assert processes.registered(coordinator) == {"north": "north-2"}
+
+
+def test_enrolment_is_a_program_of_its_own_that_takes_no_module_from_the_folder(
+    coordinator: folder.Coordinator,
+) -> None:
+    program = processes.enrol_program(coordinator, "127.0.0.1")
+    assert program.command[1:4] == ("-I", "-m", "server.enrol")
+    assert program.command[4:] == (str(coordinator.folder), "127.0.0.1")
 
 
 def test_flowers_view_of_a_run(
