@@ -2,10 +2,11 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
+TOOLS := .venv/tools
 T ?=
 K ?=
 
-.PHONY: setup demo test test-all check bench fmt clean
+.PHONY: setup demo test test-all check bench sbom audit-deps fmt clean
 
 setup: $(STAMP)
 
@@ -35,6 +36,21 @@ check: setup
 
 bench: setup
 	$(BIN)/python -m simulation.bench --all
+
+# Both tools live in an environment of their own: what they need is no part of what a hospital installs.
+$(TOOLS)/.installed:
+	@test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS) 2>/dev/null || python3 -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet cyclonedx-bom==7.5.0 pip-audit==2.10.1
+	@touch $@
+
+# What is installed in .venv, CycloneDX 1.6. A site's own: make sbom PYTHON_OF=/path/to/its/bin/python
+PYTHON_OF ?= $(BIN)/python
+sbom: setup $(TOOLS)/.installed
+	$(TOOLS)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --of JSON -o sbom.json $(PYTHON_OF)
+
+# Exit code 3: a pinned version is known to be vulnerable; 4: the service did not answer.
+audit-deps: $(TOOLS)/.installed
+	@$(TOOLS)/bin/python .ci/audit-deps
 
 fmt: setup
 	$(BIN)/ruff format .
