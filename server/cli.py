@@ -17,7 +17,7 @@ from rich.table import Table
 from server import cli_audit, cli_rest, cli_sites, folder
 from server.audit import record, record_refusal
 from server.terminal import OUT, command, now
-from shared.config import ReleaseConfig, campaign_digest, load
+from shared.config import CampaignConfig, ReleaseConfig, campaign_digest, load
 from shared.errors import ConfigError, WardroundError
 from shared.trust.vault import vault_of
 
@@ -110,8 +110,22 @@ def _campaign_new(arguments: argparse.Namespace) -> int:
     OUT.print(f"Campaign {campaign.name} for {to}, signed, in {arguments.out}; digest {digest}")
     OUT.print(f"Secure aggregation: {signed.manifest.secagg}")
     OUT.print(f"Privacy: {signed.manifest.privacy}")
+    for line in _expected(campaign, len(sites)):
+        OUT.print(line, markup=False)
     OUT.print("Every site reads and approves this file: wardround-site approve DIR FILE")
     return 0
+
+
+def _expected(campaign: CampaignConfig, sites: int) -> list[str]:
+    """How an update will stand out of its noise, for sites of some sizes: the coordinator does not know theirs yet."""
+    if not campaign.privacy.on:
+        return []
+    from shared.networks import build_networks
+    from shared.privacy.parts import trained_counts
+    from shared.privacy.words import EXAMPLES, expected
+
+    sizes = EXAMPLES if campaign.privacy.kind == "patient" else (1,) * sites
+    return expected(campaign, trained_counts(build_networks(campaign), campaign), sizes).splitlines()
 
 
 def _run(arguments: argparse.Namespace) -> int:

@@ -17,6 +17,7 @@ from typing import Any, get_args
 
 from server.about import read_about
 from server.generator import generator_rows
+from server.private import of_row
 from server.records import FILE, PHASES
 from shared.config import Phase, SelfRegConfig, build, without_places
 from shared.errors import DataError
@@ -75,7 +76,8 @@ def rows_of(
         for state, setting in _STATES.items():
             figures = _pooled(metrics, state, test_site)
             if figures:
-                rows.append({**labels_of(campaign), "setting": setting, "test_site": test_site, **figures})
+                protected = of_row(campaign) if setting == "federated" else {}
+                rows.append({**labels_of(campaign), **protected, "setting": setting, "test_site": test_site, **figures})
     return _with_cost(rows, rounds)
 
 

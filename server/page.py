@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from server import charts, figures
+from server import charts, figures, private
 from server.anomalies import anomalies_of
 from server.explanations import explained
 from server.findings import Findings
@@ -98,6 +98,7 @@ def page(findings: Findings) -> dict[str, Any]:
         "hd95": HD95,
         "counted": any(PATIENTS in metrics for _, metrics in summary),
         "summary": [(key, metrics) for key, metrics in summary if any(name in metrics for name in quality)],
+        "privacy": private.sentences(findings),
         "elsewhere": elsewhere_rows(report["rows"]),
         "matrices": matrices(report["rows"], sites),
         "sites": [(site, figures.site_colour(index)) for index, site in enumerate(sites)],

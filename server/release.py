@@ -29,6 +29,7 @@ from shared.checkpoint import load_latest
 from shared.config import CampaignConfig, ReleaseConfig, campaign_digest, load_campaign, to_dict
 from shared.errors import ConfigError, DataError, RefusedError
 from shared.locks import locked
+from shared.privacy.words import in_release
 from shared.release import Manifest, ReleaseFile
 from shared.trust import certificates, keystore
 from shared.trust.names import checked_name
@@ -99,7 +100,7 @@ def make_release(
             sites=run.sites,
             rows=[_plain(row) for row in run.rows],
             gates=[asdict(gate) for gate in gates],
-            privacy={"epsilon": None, "words": NO_PRIVACY},
+            privacy=in_release(run.campaign, NO_PRIVACY),
             calibration=calibration_of(run.evaluation),
             descriptors=descriptors_of(run.evaluation),
             lesion=run.campaign.masks[-1] if run.campaign.masks else None,

@@ -16,7 +16,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -25,10 +25,10 @@ from rich.console import Console
 
 from server.report import claims_table, summary_table, write_report
 from shared.checkpoint import write_atomically
-from shared.config import SimulationConfig, to_dict
+from shared.config import CampaignConfig, SimulationConfig, to_dict
 from shared.errors import ConfigError, DataError
 from shared.locks import free
-from shared.networks import resolved_device
+from shared.networks import build_networks, resolved_device
 from simulation.adversaries import run_poisoned
 from simulation.compare import Comparison, check_elsewhere, compare, elsewhere_config, write_record
 from simulation.pictures import write_pictures
@@ -124,6 +124,8 @@ def _cell(config: SimulationConfig, seed: int, folder: Path, console: Console) -
         for line in ingest_lines(prepared):
             display.line(line)
         stores = {site: item.store for site, item in prepared.items()}
+        for line in privacy_lines(campaign, stores):
+            display.line(line)
         seconds["hospitals and ingest"] = time.perf_counter() - began
 
         display.stage(f"seed {seed}: federated {campaign.objective.kind}")
@@ -207,6 +209,18 @@ def ingest_lines(prepared: dict[str, Prepared]) -> Iterator[str]:
     for site, item in prepared.items():
         if item.table:
             yield f"  {site}: " + ", ".join(f"{count} {reason} ({outcome})" for outcome, reason, count in item.table)
+
+
+def privacy_lines(campaign: CampaignConfig, stores: Mapping[str, Path]) -> list[str]:
+    """How an update will stand out of its noise; nothing without privacy."""
+    if not campaign.privacy.on:
+        return []
+    from client.dataset import open_site
+    from shared.privacy.parts import trained_counts
+    from shared.privacy.words import expected
+
+    patients = [open_site(store, site, campaign).counts["train_patients"] for site, store in stores.items()]
+    return expected(campaign, trained_counts(build_networks(campaign), campaign), patients).splitlines()
 
 
 def _remove(path: Path) -> None:

@@ -27,6 +27,7 @@ from client.evaluate import STATES, Scores, evaluate
 from client.site import SiteSetup
 from server.about import versions
 from server.closing import labels_of
+from server.private import of_row
 from shared.checkpoint import write_atomically
 from shared.config import (
     CampaignConfig,
@@ -106,6 +107,8 @@ def compare(
     judged = side_by_side(work, lanes, on_event)
     costs = {(model.setting, model.site): _cost(model, federated) for model in models}
     rows = rows_of(judged, labels_of(to_dict(campaign)), costs)
+    protected = of_row(to_dict(campaign))
+    rows = [{**row, **(protected if row["setting"] == "federated" else {})} for row in rows]
     if elsewhere:
         rows += _elsewhere_rows(elsewhere_config(config, campaign), elsewhere, models, single, campaign.data.kind)
     networks = models[0].networks

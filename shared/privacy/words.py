@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from math import hypot, sqrt
+from typing import Any
 
-from shared.config import CampaignConfig
+from shared.config import CampaignConfig, PrivacyConfig
 from shared.privacy.accountant import epsilon, rounds_within
 from shared.privacy.plan import least_noise, noise_shares, one_round
 
+EXAMPLES = (20, 100, 500)
+"""Training patients of a site, where a campaign is made before its sites are known."""
 DROWNED = 0.1
 """Signal over noise of one step below which a smaller part is advised."""
 UNIT = {
@@ -18,12 +21,17 @@ UNIT = {
 NOT_COVERED = "What is measured on test patients, counts and versions are not covered by it."
 
 
-def agreed(campaign: CampaignConfig) -> str:
+def agreed(privacy: PrivacyConfig) -> str:
     """The guarantee: epsilon, delta, unit; empty without privacy."""
-    privacy = campaign.privacy
     if not privacy.on:
         return ""
     return f"(ε, δ) = ({privacy.epsilon:g}, {privacy.delta:g}) {UNIT[privacy.kind]}, over the whole run"
+
+
+def in_release(campaign: CampaignConfig, without: str) -> dict[str, Any]:
+    """The privacy field of a release's manifest; `without` are its words where there is none."""
+    epsilon = campaign.privacy.epsilon if campaign.privacy.on else None
+    return {"epsilon": epsilon, "words": released(campaign) or without}
 
 
 def released(campaign: CampaignConfig) -> str:
@@ -31,7 +39,7 @@ def released(campaign: CampaignConfig) -> str:
     if not campaign.privacy.on:
         return ""
     against = "" if campaign.privacy.kind == "patient" else _against(campaign)
-    return f"Trained with differential privacy: {agreed(campaign)}, at most.{against} {NOT_COVERED}"
+    return f"Trained with differential privacy: {agreed(campaign.privacy)}, at most.{against} {NOT_COVERED}"
 
 
 def expected(campaign: CampaignConfig, num_parameters: tuple[int, int], patients_per_site: Sequence[int]) -> str:
@@ -44,7 +52,7 @@ def expected(campaign: CampaignConfig, num_parameters: tuple[int, int], patients
     privacy = campaign.privacy
     if not privacy.on:
         return ""
-    lines = [f"privacy={privacy.kind}: {agreed(campaign)}. {NOT_COVERED}"]
+    lines = [f"privacy={privacy.kind}: {agreed(campaign.privacy)}. {NOT_COVERED}"]
     ratios = []
     kinds = sorted(set(patients_per_site)) if privacy.kind == "patient" else [1]
     for patients in kinds:
