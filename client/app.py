@@ -56,10 +56,10 @@ def _guarded(
         log.warning("declined: %s", error)
         note_refusal(setup, str(error))
         return refusal_record(type(error).__name__, str(error))
-    except Exception as error:  # noqa: BLE001 - the border: nothing of a library may leave in words
-        log.error("failed: %s at %s", type(error).__name__, _place(error))
-        note_refusal(setup, f"site error: {type(error).__name__}")
-        return refusal_record("Exception", f"site error: {type(error).__name__}")
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - the border: nothing of a library may leave in words
+        log.error("failed: %s at %s", _class(error), _place(error))
+        note_refusal(setup, f"site error: {_class(error)}")
+        return refusal_record("Exception", f"site error: {_class(error)}")
 
 
 def _answered(plan: Plan, setup: SiteSetup, on_step: OnStep | None) -> Record:
@@ -73,7 +73,14 @@ def _answered(plan: Plan, setup: SiteSetup, on_step: OnStep | None) -> Record:
     return record
 
 
-def _place(error: Exception) -> str:
+def _class(error: BaseException) -> str:
+    """The name that a class was defined under in its module; one that was made up at run time is not told."""
+    kind = type(error)
+    known = getattr(sys.modules.get(kind.__module__), kind.__name__, None) is kind
+    return kind.__name__ if known else "Exception"
+
+
+def _place(error: BaseException) -> str:
     """Innermost frames by file name and line: enough to find it, nothing of what was read."""
     frames = traceback.extract_tb(error.__traceback__)[-4:]
     return " < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in reversed(frames))

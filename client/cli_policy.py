@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime as dt
 import json
 import shutil
@@ -108,41 +109,34 @@ def end_participation(site: SiteFolder, now: dt.datetime) -> None:
 
 
 def contributions(site: SiteFolder) -> list[str]:
-    """Campaigns that were approved here, with how many rounds left by the audit log; generators and releases that are
+    """Campaigns that were approved here, with how many updates left by the audit log; generators and releases that are
     made of such campaigns. As far as this folder knows; the coordinator's audit log knows the rest."""
-    rounds = _rounds_left(site)
-    lines = []
-    for digest, name in _campaigns(site).items():
-        left = rounds.pop(digest, 0)
-        lines.append(f"campaign {name} ({digest[:12]}): {left} updates left this site" if left else
-                     f"campaign {name} ({digest[:12]}): approved, and no update is recorded")  # fmt: skip
-    lines += [f"campaign {digest[:12]}: {left} updates left this site" for digest, left in rounds.items()]
+    left = _updates_left(site)
+    names = {*left, *_campaigns(site)}
+    lines = [f"campaign {name}: {left.get(name, 0) or 'no'} updates left this site" for name in sorted(names)]
     return lines + _generators(site) + _releases(site)
 
 
-def _campaigns(site: SiteFolder) -> dict[str, str]:
+def _campaigns(site: SiteFolder) -> set[str]:
     from shared.manifest import read_manifest
 
-    names = {}
+    names = set()
     for path in (*site.approvals.glob("*.json"), *(site.approvals / approvals.WITHDRAWN).glob("*.json")):
-        try:
-            names[path.stem] = read_manifest(path).campaign.name
-        except WardroundError:
-            continue
+        with contextlib.suppress(WardroundError):
+            names.add(read_manifest(path).campaign.name)
     return names
 
 
-def _rounds_left(site: SiteFolder) -> dict[str, int]:
+def _updates_left(site: SiteFolder) -> dict[str, int]:
+    """By the name of the campaign, as far back as the audit log goes."""
     from client.audit import log_path
     from shared.audit import read
 
     counts: dict[str, int] = {}
-    if not log_path(site).exists():
-        return counts
-    for entry in read(log_path(site)):
-        if entry.event == "round.left":
-            digest = str(entry.facts.get("digest", entry.facts.get("campaign", "")))
-            counts[digest] = counts.get(digest, 0) + 1
+    for entry in read(log_path(site)) if log_path(site).exists() else ():
+        if entry.event == "round.left" and entry.facts.get("kind") in ("update", "masked"):
+            name = str(entry.facts.get("campaign", ""))
+            counts[name] = counts.get(name, 0) + 1
     return counts
 
 

@@ -103,7 +103,8 @@ class Federation:
         victims = [psutil.Process(self.started[key].pid), *map(psutil.Process, programs)]
         victims += [child for victim in victims[1:] for child in victim.children(recursive=True)]
         for victim in victims:
-            victim.send_signal(signal.SIGKILL)
+            with contextlib.suppress(psutil.NoSuchProcess):  # one that was just ending by itself
+                victim.send_signal(signal.SIGKILL)
         psutil.wait_procs(victims[1:], timeout=10)
         self.started.pop(key).wait(10)
         return [victim.pid for victim in victims]

@@ -1,5 +1,5 @@
-"""A coordinator that asks for what a site's operator has not said yes to: another campaign, another manifest of it, more
-sites or rounds, smaller cohorts; and one that puts keys of its own where a site's should be.
+"""A coordinator that asks for what a site's operator has not said yes to: another campaign, another manifest of it,
+more sites or rounds, smaller cohorts; and one that puts keys of its own where a site's should be.
 
 Each is refused at the site with the reason, before a byte is read or computed: the site's folder stays as it was.
 """

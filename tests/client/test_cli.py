@@ -125,7 +125,7 @@ def test_leaving_withdraws_everything_for_good_and_lists_what_stays_elsewhere(
     assert load_site(site / "site.json").approved
     assert cli.main(["leave", str(site), "--yes"]) == 0
     said = capsys.readouterr().out
-    assert "campaign tiny (" in said
+    assert "campaign tiny: no updates left this site" in said
     assert "cannot be taken back" in said
     setup = load_site(site / "site.json")
     assert (setup.approved, setup.manifests, setup.paused) == ({}, {}, True)
