@@ -231,6 +231,8 @@ def _status(arguments: argparse.Namespace) -> int:
     for name, process in state["processes"].items():
         last = "" if process["last_exit"] is None else f", last exit {process['last_exit']}"
         table.add_row(name, f"{'runs' if process['alive'] else 'stopped'}, starts: {process['starts']}{last}")
+    if state["certificate_days"] is not None:
+        table.add_row("certificate", f"{state['certificate_days']} days left; `run` renews it in the last third")
     for digest, campaign in state["approved"].items():
         table.add_row("approved", f"{campaign} ({digest})")
     if (release := state["release"]) is not None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from client.approvals import approvals
+from client.audit import record
 from client.folder import SiteFolder
 from client.forward import is_needed
 from shared.errors import ConfigError, DataError, WardroundError
@@ -54,6 +55,7 @@ def _keep_certificate(site: SiteFolder, stop: threading.Event, say: Callable[[st
                 from client.join import renew
 
                 ends = renew(site, dt.datetime.now(dt.UTC)).ends
+                record(site, "admin.certificate_renewed", until=ends.isoformat())
                 say(f"The certificate of site {site.name} is renewed; it is in force until {ends:%Y-%m-%d}.")
             trouble = ""
         except WardroundError as error:
@@ -145,15 +147,23 @@ def _loopback_certificate(folder: Path, now: dt.datetime) -> tuple[Path, Path, P
 
 def status(site: SiteFolder) -> dict[str, Any]:
     """What runs and what may run: plain JSON values."""
-    record = read_record(site.folder)
+    processes = read_record(site.folder)
     return {
         "site": site.name,
         "coordinator": site.coordinator,
-        "running": record["running"],
-        "processes": record["programs"],
+        "running": processes["running"],
+        "processes": processes["programs"],
+        "certificate_days": _certificate_days(site),
         "approved": {approval.digest: approval.campaign for approval in approvals(site.approvals)},
         "release": _release(site),
     }
+
+
+def _certificate_days(site: SiteFolder) -> int | None:
+    """Negative once it has ended; None at a site that was made by hand."""
+    if not site.certificate.exists():
+        return None
+    return certificates.days_left(site.certificate.read_bytes(), dt.datetime.now(dt.UTC))
 
 
 def _release(site: SiteFolder) -> dict[str, Any] | None:

@@ -168,5 +168,6 @@ def _gateway(arguments: argparse.Namespace) -> int:
     OUT.print(
         f"Sites dial {ports.fleet} for training, {ports.join} to join once, {ports.services} for everything else."
     )
-    OUT.print("Run it: wardround-coordinator serve DIR --gateway; invitations name it from now on.")
+    run = "wardround-coordinator serve DIR --gateway" if arguments.out is None else f"nginx -c {path}"
+    OUT.print(f"Run it: {run}; invitations name it from now on.")
     return 0

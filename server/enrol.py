@@ -102,8 +102,9 @@ def join(coordinator: Coordinator, request: Any, now: dt.datetime, guesses: Gues
         invitations.mark_used(coordinator, invitation, now)
         registry.keep_certificate(coordinator, identity.name, certificate)
         folder.admit_key(coordinator, identity.name, identity.key, identity)
-    _tell(f"site {identity.name} joined; key {identity.fingerprint}")
-    _record(coordinator, "admin.site_joined", site=identity.name, key=identity.fingerprint)
+    version = "".join(filter(str.isprintable, request.version))[:20]
+    _tell(f"site {identity.name} joined with Wardround {version}; key {identity.fingerprint}")
+    _record(coordinator, "admin.site_joined", site=identity.name, key=identity.fingerprint, version=version)
     return certificate
 
 

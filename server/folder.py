@@ -233,6 +233,7 @@ def admit_key(coordinator: Coordinator, site: str, line: str, identity: PublicId
     """Admit a key that passes `check_admissible`; returns its fingerprint."""
     check_admissible(coordinator, site, line)
     sites = coordinator.folder / "sites"
+    (sites / f"{site}.json").unlink(missing_ok=True)  # of an earlier key, whose .pub was taken away by hand
     if identity is not None:
         write_atomically(sites / f"{site}.json", (json.dumps(identity.to_json(), indent=1) + "\n").encode())
     write_atomically(sites / f"{site}.pub", (line + "\n").encode())  # last: it is what admits
@@ -245,9 +246,7 @@ def check_admissible(coordinator: Coordinator, site: str, line: str) -> None:
         same_key = path.read_text().strip() == line
         if other == site:
             hint = "with this very key" if same_key else "with another key"
-            raise ConfigError(
-                f"site {site!r} is admitted already, {hint}; remove sites/{site}.pub first if that is meant"
-            )
+            raise ConfigError(f"site {site!r} is admitted already, {hint}; revoke it first if another is meant")
         if same_key:
             raise ConfigError(f"this key is admitted already, as site {other!r}; every site makes its own key")
     if any(path.read_text().strip() == line for path in (coordinator.folder / "sites" / GONE).glob("*/*.pub")):
