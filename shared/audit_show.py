@@ -62,8 +62,9 @@ def print_entries(out: Console, entries: Sequence[Entry], *, as_json: bool, titl
     if not entries:
         out.print("Nothing of this kind stands in the audit log.")
         return
-    table = Table("no.", "time (UTC)", "by", "event", title=title)
-    table.add_column("facts", overflow="fold")
+    table = Table(title=title)
+    for column in ("no.", "time (UTC)", "by", "event", "facts"):
+        table.add_column(column, overflow="fold")  # nothing is cut off: digests are there to be compared
     for entry in entries:
         facts = ", ".join(f"{name} {_short(value)}" for name, value in entry.facts.items())
         table.add_row(str(entry.number), entry.time[:19].replace("T", " "), entry.by, entry.event, escape(facts))
