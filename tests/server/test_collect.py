@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server import collect
-from server.collect import WeightedSum
+from server.collect import RobustSum, WeightedSum
+from shared.config import StrategyConfig
 from shared.errors import DataError
 from shared.types import Arrays, Update
 from shared.weights import PARTS, part_of
@@ -420,3 +422,103 @@ def test_a_lie_about_what_was_added_is_refused_and_leaves_both_sums_as_they_were
 def test_what_was_not_asked_for_is_refused() -> None:
     with pytest.raises(DataError, match="which strategy.promotion=none does not ask for"):
         empty().add(received("b", arrays(3), added=added(3)), site="b")
+
+
+# ---------------------------------------------------------------------------------- what updates look like, and bounds
+
+
+def robust(kind: str, malicious: int, **more: Any) -> RobustSum:
+    strategy = StrategyConfig(kind="fedavg", robust=kind, malicious=malicious, **more)  # type: ignore[arg-type]
+    return RobustSum(arrays(0), strategy=strategy, round=2, max_samples=100)
+
+
+def norm_of(values: Arrays) -> float:
+    return float(np.sqrt(sum(np.square(v, dtype=np.float64).sum() for v in values.values())))
+
+
+def test_norms_and_cosines_to_the_others_are_those_of_the_whole_updates() -> None:
+    total = empty()
+    updates = {site: arrays(seed) for seed, site in enumerate("abc", start=1)}
+    updates["c"] = {name: -3 * values for name, values in updates["a"].items()}
+    for site, values in updates.items():
+        total.add(received(site, values), site=site)
+    seen = total.record()["sites_updates"]
+    flat = {
+        site: np.concatenate([v.ravel() for v in values.values()]).astype(float) for site, values in updates.items()
+    }
+    for site, values in updates.items():
+        others = sum(flat[other] for other in flat if other != site)
+        cosine = flat[site] @ others / np.linalg.norm(flat[site]) / np.linalg.norm(others)
+        assert seen[site]["norm"] == pytest.approx(norm_of(values), rel=1e-5)
+        assert seen[site]["cosine"] == pytest.approx(cosine, abs=1e-5)
+    assert seen["c"]["cosine"] < 0
+
+
+def test_cosines_of_large_updates_come_from_values_at_even_distances(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collect, "SAMPLE", 1000)
+    rng = np.random.default_rng(0)
+    weights: Arrays = {"enhancer.a": np.zeros((301, 100), np.float32), "recogniser.b": np.zeros(7, np.float32)}
+    common = {name: rng.standard_normal(values.shape).astype(np.float32) for name, values in weights.items()}
+    total = WeightedSum(weights, round=2, max_samples=100)
+    for site in "abcd":
+        own = {n: v + rng.standard_normal(v.shape).astype(np.float32) for n, v in common.items()}
+        total.add(received(site, own), site=site)
+    seen = total.record()["sites_updates"]
+    expected = 1 / np.sqrt(2) / np.sqrt(1 + 1 / 3)  # signal and noise of equal length; the others' noise is averaged
+    assert all(site["cosine"] == pytest.approx(expected, abs=0.05) for site in seen.values())
+
+
+def test_an_update_beyond_the_norm_bound_is_refused_and_adds_nothing() -> None:
+    values = arrays(1)
+    length = norm_of(values)
+    total = WeightedSum(arrays(0), round=2, max_samples=100, norm_bound=length * (1 - 1e-3))
+    with pytest.raises(DataError, match=r"expected an update of L2 norm .* \(strategy.norm_bound\), got"):
+        total.add(received("a", values), site="a")
+    assert total.samples == total.norms == {}
+    within = {name: value * np.float32(0.99) for name, value in values.items()}
+    total.add(received("a", within), site="a")
+    np.testing.assert_allclose(total.mean()["enhancer.a"], within["enhancer.a"], rtol=1e-6)
+
+
+def test_a_bound_is_kept_where_squares_overflow_float32() -> None:
+    huge = {name: np.full(shape, 1e30, np.float32) for name, shape in SHAPES.items()}
+    total = WeightedSum(arrays(0), round=2, max_samples=100, norm_bound=1.0)
+    with pytest.raises(DataError, match=r"got 4.796e\+30"):
+        total.add(received("a", huge), site="a")
+
+
+def test_robust_aggregation_sees_every_checked_update_and_tells_what_it_did() -> None:
+    total = robust("median", 1)
+    for seed, site in enumerate("abc"):
+        total.add(received(site, arrays(seed)), site=site)
+    lie = {name: 1000 * values for name, values in arrays(9).items()}
+    total.add(received("d", lie), site="d")
+    total.add(received("e", arrays(7)), site="e")
+    mean = total.mean()
+    for name in SHAPES:
+        stacked = np.stack([*(arrays(seed)[name] for seed in range(3)), lie[name], arrays(7)[name]])
+        np.testing.assert_allclose(mean[name], np.median(stacked, axis=0), rtol=1e-6)
+    told = total.record()
+    assert told["robust"]["kind"] == "median"
+    assert told["sites_updates"]["d"]["norm"] > 100
+
+
+def test_a_site_that_drew_nothing_is_not_asked_for_its_opinion() -> None:
+    total = robust("multi_krum", 1)
+    for seed, site in enumerate("abcde"):
+        total.add(received(site, arrays(seed)), site=site)
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}
+    total.add(received("idle", zeros, num_samples=0), site="idle")
+    total.mean()
+    told = total.record()["robust"]
+    assert "idle" not in (*told["chosen"], *told["dropped"])
+
+
+def test_a_refused_update_is_not_kept_for_the_robust_mean() -> None:
+    total = robust("median", 1, norm_bound=1000.0)
+    for seed, site in enumerate("abc"):
+        total.add(received(site, arrays(seed)), site=site)
+    with pytest.raises(DataError, match="norm_bound"):
+        total.add(received("d", {name: 1e4 * values for name, values in arrays(3).items()}), site="d")
+    for name, values in total.mean().items():
+        np.testing.assert_allclose(values, np.median([arrays(seed)[name] for seed in range(3)], axis=0), rtol=1e-6)

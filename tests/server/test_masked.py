@@ -18,7 +18,7 @@ from server.records import read_records
 from server.rounds import CHECKPOINTS, CampaignResult, Run, run_campaign
 from shared.checkpoint import rounds_saved
 from shared.config import CampaignConfig, MachineConfig, SecAggConfig, StrategyConfig
-from shared.errors import DataError, PeerError
+from shared.errors import DataError, PeerError, WardroundError
 from shared.events import Event, RoundFailed, SiteReplied
 from shared.masking import grid_of
 from shared.secagg.fixed_point import BYTES
@@ -26,7 +26,16 @@ from shared.trust.identity import create_identity
 from shared.types import Arrays, Plan, Update
 from shared.weights import architecture_digest
 from shared.wire.link import Failure
-from shared.wire.messages import ADDED, MASKED, Record, masked_record, offer_record, read_answer, reveal_record
+from shared.wire.messages import (
+    ADDED,
+    MASKED,
+    Record,
+    masked_record,
+    offer_record,
+    read_answer,
+    refusal_record,
+    reveal_record,
+)
 from tests.server.test_rounds import ALL, WEIGHTS, WITHOUT_B, Reply, ScriptedLink, Sites, moved
 
 NAMES = ("a", "b", "c", "d")
@@ -48,6 +57,12 @@ class MaskedSites(Sites):
         }
 
     def reply(self, site: str, plan: Plan) -> Reply:
+        try:
+            return self.answer(site, plan)
+        except WardroundError as error:
+            return refusal_record(type(error).__name__, str(error))
+
+    def answer(self, site: str, plan: Plan) -> Reply:
         setup = self.setups[site]
         if plan.action == "offer":
             return self.noted(site, plan, offer_record(protect.offered(plan, setup, self.campaign)))
@@ -191,6 +206,20 @@ def test_too_few_at_any_stage_end_the_run_in_words_and_no_weights_move(
     assert read_records(tmp_path / "run") == []
 
 
+def test_a_sum_that_was_opened_is_not_opened_again_without_one_of_its_sites(
+    campaign: CampaignConfig, link: ScriptedLink, tmp_path: Path
+) -> None:
+    """A coordinator that lost what it opened, or says so, asks again when a site is gone: the difference of the two
+    sums would be that site's update."""
+    first = run(campaign, link, tmp_path / "lost")
+    link.offline.add("d")
+    with pytest.raises(PeerError, match="opened here for a cohort that differs by 1 sites"):
+        run(campaign, link, tmp_path / "again")
+    assert rounds_saved(tmp_path / "again" / CHECKPOINTS) == []
+    link.offline.discard("d")
+    assert moved(run(campaign, link, tmp_path / "same")) == moved(first)  # the same sites: it tells nothing new
+
+
 def test_sites_that_hide_from_the_quorum_do_not_hold_the_run_up(
     campaign: CampaignConfig, link: ScriptedLink, tmp_path: Path
 ) -> None:
@@ -304,13 +333,9 @@ def test_an_update_beyond_the_agreed_range_stays_at_its_site(campaign: CampaignC
     narrow = replace(campaign, secagg=SecAggConfig(kind="masked", range=3.5))  # d learns 4
     link = ScriptedLink(MaskedSites(NAMES, narrow, tmp_path))
 
-    def guarded(plan: Plan) -> Reply:
-        with pytest.raises(DataError, match="beyond secagg.range=3.5; nothing was sent"):
-            link.sites.reply("d", plan)
-        return Failure("declined")
-
-    link.replies[("d", "train", 1)] = guarded
-    assert moved(run(narrow, link, tmp_path / "run")) == pytest.approx(WITHOUT_D, abs=1e-6)
+    result = run(narrow, link, tmp_path / "run")
+    assert "beyond secagg.range=3.5; nothing was sent" in result.records[0]["dropped"]["d"]
+    assert moved(result) == pytest.approx(WITHOUT_D, abs=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------------------ the sum

@@ -15,7 +15,6 @@ from flwr.app import Message
 import server.collect
 import simulation.run
 from client.update import forget
-from shared.checkpoint import load_latest
 from shared.config import (
     AugmentConfig,
     CampaignConfig,
@@ -29,11 +28,9 @@ from shared.config import (
     SecAggConfig,
     StrategyConfig,
     build,
-    campaign_digest,
     save_campaign,
     to_dict,
 )
-from shared.errors import PeerError
 from shared.masking import grid_of
 from shared.secagg.fixed_point import quantise, unpack
 from shared.types import Arrays
@@ -203,25 +200,7 @@ def test_a_cohort_of_three_that_loses_one_opens_nothing_and_tries_again_in_a_new
     assert records[0]["participants"] == list(THREE)
 
 
-def test_a_sum_that_was_opened_is_not_opened_again_without_one_of_its_sites(
-    campaign: CampaignConfig, stores: Stores, machine: MachineConfig, tmp_path: Path
-) -> None:
-    """The coordinator loses what it has opened, and asks again when a site is gone: the difference would be its
-    update."""
-    run(masked(campaign), stores, tmp_path / "run", machine)
-    for name in ("checkpoints", "rounds.jsonl", "outcome.json"):
-        path = tmp_path / "run" / name
-        path.rename(tmp_path / f"lost-{name}")
-    faults: Faults = {("hill", n): "drop" for n in range(2, 20)}
-    with pytest.raises(PeerError, match="opened here for a cohort that differs by 1 sites"):
-        run(masked(campaign), stores, tmp_path / "run", machine, faults)
-    weights, records = run(masked(campaign), stores, tmp_path / "run", machine)  # the same sites: nothing new is told
-    latest = load_latest(tmp_path / "lost-checkpoints", campaign_digest(masked(campaign)))
-    assert latest is not None
-    assert all(np.array_equal(weights[name], values) for name, values in latest.state.weights.items())
-    assert records[0]["participants"] == list(FOUR)
-
-
+@pytest.mark.slow
 def test_a_resumed_masked_run_ends_with_the_weights_of_one_that_was_never_killed(
     campaign: CampaignConfig, stores: Stores, machine: MachineConfig, tmp_path: Path
 ) -> None:
