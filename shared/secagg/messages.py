@@ -224,7 +224,24 @@ class SiteSession:
             for name, share in _by_site(values[kind], kind).items():
                 _hex(share, SHARE_BYTES, f"share of {name}")
         peers = {name: PublicIdentity.from_json(peer) for name, peer in _by_site(values["peers"], "peers").items()}
-        return cls(**{**values, "terms": Terms.from_json(values["terms"]), "peers": peers})
+        session = cls(**{**values, "terms": Terms.from_json(values["terms"]), "peers": peers})
+        session._check_whole()
+        return session
+
+    def _check_whole(self) -> None:
+        """Raises DataError unless all that the next stage looks for is there: above all a key for every peer."""
+        cohort, none = set(self.terms.cohort), set[str]()
+        others = cohort - {self.site}
+        peers, seeds, keys = {
+            "offered": (others, {self.site}, none),
+            "masked": (none, cohort, others),
+            "revealed": (none, none, none),
+        }[self.stage]
+        held = (set(self.peers), set(self.seed_shares), set(self.key_shares))
+        named = all(name == peer.name for name, peer in self.peers.items())
+        secrets = all((self.offer_digest, self.seed, self.mask_key)) == (self.stage == "offered")
+        if self.site not in cohort or held != (peers, seeds, keys) or not named or not secrets:
+            raise DataError("the session of secure aggregation on disk is not whole; offer again")
 
 
 def canonical(values: Mapping[str, Any]) -> bytes:

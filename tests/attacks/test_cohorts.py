@@ -471,6 +471,27 @@ def test_a_damaged_session_on_disk_is_told(field: str, value: object) -> None:
         SiteSession.from_json({**held.to_json(), field: value})
 
 
+def test_a_session_on_disk_from_which_a_peer_or_a_share_was_taken_is_told() -> None:
+    """Without a peer's key its offer would go unchecked."""
+    offered, masks = make(3).sessions[ME], masked(3).sessions[ME]
+    peer = offered.peers["site-01"].to_json()
+    swapped = {"site-01": offered.peers["site-02"].to_json(), "site-02": peer}
+    for held, change in (
+        (offered, {"peers": {}}),
+        (offered, {"peers": {"site-01": peer}}),
+        (offered, {"peers": swapped}),
+        (offered, {"seed": ""}),
+        (offered, {"stage": "masked"}),
+        (offered, {"site": "stranger"}),
+        (masks, {"seed_shares": {}}),
+        (masks, {"key_shares": {}}),
+        (masks, {"stage": "offered"}),
+        (masks, {"stage": "revealed"}),
+    ):
+        with pytest.raises(DataError, match="is not whole"):
+            SiteSession.from_json({**held.to_json(), **change})
+
+
 def test_a_stolen_exchange_key_does_not_open_what_its_site_once_sent() -> None:
     """Shares are sealed with a key that is thrown away: the thief reads what was sent to the site, not by it."""
     cohort = make(3)
