@@ -99,6 +99,8 @@ def site_noised(
     """
     privacy = campaign.privacy
     assert privacy.kind == "site", privacy.kind
+    if not multiplier > 0:
+        raise RefusedError("privacy=site: this update was charged no noise for, so it does not leave")
     chosen = _trained(campaign, difference) if names is None else names
     # An update that is not finite would leave no noise to see it under.
     safe = {name: np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0) for name, values in difference.items()}

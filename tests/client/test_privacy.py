@@ -19,7 +19,7 @@ from client.rules import SiteRules
 from client.site import SiteSetup
 from client.train import charged
 from shared.config import CampaignConfig, MachineConfig, PrivacyConfig, SecAggConfig
-from shared.errors import DataError, RefusedError
+from shared.errors import ConfigError, DataError, RefusedError
 from shared.privacy.accountant import Steps, epsilon
 from shared.privacy.ledger import LEDGER, read_ledger, spent_on
 from shared.types import Arrays
@@ -209,6 +209,18 @@ def test_what_is_not_trained_stays_0_without_noise_and_values_stay_in_the_range(
     assert noised["recogniser.b"].all()
     narrow = replace(masked, secagg=replace(masked.secagg, range=0.25))
     assert max(abs(values).max() for values in site_noised(arrays(0.0), narrow, 1.0).values()) == 0.25
+
+
+@pytest.mark.parametrize("multiplier", [0.0, -1.0, float("nan")])
+def test_an_update_that_no_noise_was_charged_for_does_not_leave(campaign: CampaignConfig, multiplier: float) -> None:
+    with pytest.raises(RefusedError, match="charged no noise"):
+        site_noised(arrays(0.1), of_site(campaign), multiplier)
+
+
+def test_a_generator_is_not_trained_under_privacy(campaign: CampaignConfig) -> None:
+    for private in (campaign, of_site(campaign)):
+        with pytest.raises(ConfigError, match="choose generate=none"):
+            replace(private, generate=replace(private.generate, kind="emit-diff"))
 
 
 def test_a_sites_record_tells_no_loss_and_gives_every_array_every_site() -> None:
