@@ -48,12 +48,12 @@ opened, which is 2 or more for all c < n/3. Where that is below `minimum` for c 
 Not prevented here. The difference of two sums: cohorts that differ by one site, in one round, whose sites send the same
 update in both, tell that site's update. A site therefore opens two sums of one round only if they differ by `minimum`
 sites or more, and never a third (`opened`, which the caller keeps). The cost: a round that sites revealed for and that
-stayed shut all the same, because more were lost than it can spare, waits for the same sites. Two rounds on the same weights, or two campaigns,
-are not seen here: what bounds them is the number of rounds that was approved, and differential privacy. Sites that
-nobody runs: a coordinator that talks operators into pinning keys of its own is, to this file, so many colluding sites.
-A site that masks nonsense or deals wrong shares spoils the sum, or keeps it shut: it learns nothing by it. The terms
-are not judged here beyond what they say of themselves: that minimum, campaign and sites are those that were approved is
-for the caller to check, before `offer`.
+stayed shut all the same, because more were lost than it can spare, waits for the same sites. Two rounds on the same
+weights, or two campaigns, are not seen here: what bounds them is the number of rounds that was approved, and
+differential privacy. Sites that nobody runs: a coordinator that talks operators into pinning keys of its own is, to
+this file, so many colluding sites. A site that masks nonsense or deals wrong shares spoils the sum, or keeps it shut:
+it learns nothing by it. The terms are not judged here beyond what they say of themselves: that minimum, campaign and
+sites are those that were approved is for the caller to check, before `offer`.
 """
 
 from __future__ import annotations
