@@ -20,7 +20,7 @@ from server.about import add_site, write_about
 from server.asking import Run, ignore
 from server.audit import recording
 from server.journal import append_event
-from server.manifests import digest_of
+from server.manifests import manifest_of
 from server.outcome import write_outcome
 from server.phases import run_phases
 from server.rounds import CampaignResult, run_campaign
@@ -65,7 +65,9 @@ def serve(
         campaign = load_campaign(run_dir / "campaign.json")
         write_about(run_dir, campaign)
         ttl_s = max(campaign.rounds.round_deadline_s, campaign.rounds.join_deadline_s) + MARGIN_S
-        link = GridLink(grid, ttl_s=ttl_s, poll_s=clock.poll_s, sleep=clock.sleep)
+        signed = manifest_of(run_dir)
+        only = frozenset(signed.manifest.sites) if signed else None  # nothing is sent to a site that it does not name
+        link = GridLink(grid, ttl_s=ttl_s, poll_s=clock.poll_s, sleep=clock.sleep, only=only)
         run = Run(
             campaign,
             link,
@@ -75,7 +77,7 @@ def serve(
             now=clock.now,
             start_up_s=clock.start_up_s,
             in_turns=clock.in_turns,
-            manifest_digest=digest_of(run_dir),
+            manifest_digest=signed.digest if signed else "",
         )
         if campaign.phases:
             result = run_phases(run, initial_of_phase)

@@ -104,7 +104,7 @@ def own_manifest(coordinator: Coordinator, path: Path, now: dt.datetime) -> Sign
     return signed
 
 
-def digest_of(run_dir: Path) -> str:
-    """Of the manifest that a run is under; empty where it has none, in a simulation."""
+def manifest_of(run_dir: Path) -> SignedManifest | None:
+    """What a run is under; None in a simulation."""
     path = run_dir / MANIFEST
-    return read_manifest(path).digest if path.is_file() else ""
+    return read_manifest(path) if path.is_file() else None

@@ -120,17 +120,25 @@ class GridLink:
     """
 
     def __init__(
-        self, grid: Grid, *, ttl_s: float, poll_s: float = 0.5, sleep: Callable[[float], None] = time.sleep
+        self,
+        grid: Grid,
+        *,
+        ttl_s: float,
+        poll_s: float = 0.5,
+        sleep: Callable[[float], None] = time.sleep,
+        only: Collection[str] | None = None,
     ) -> None:
         self._grid = grid
+        self._only = only
         self._ttl_s = ttl_s
         self._poll_s = poll_s
         self._sleep = sleep
 
     def peers(self) -> tuple[Peer, ...]:
-        """Who is online now, in a fixed order."""
+        """Who is online now, in a fixed order; with `only`, who was registered under one of these names."""
         found = (Peer(int(node.node_id), str(getattr(node, "name", ""))) for node in self._grid.get_nodes())
-        return tuple(sorted(found, key=lambda peer: (peer.name, peer.id)))
+        named = (peer for peer in found if self._only is None or peer.name in self._only)
+        return tuple(sorted(named, key=lambda peer: (peer.name, peer.id)))
 
     def send(self, action: Action, record: Record, peers: Sequence[Peer]) -> dict[str, Peer]:
         """Tickets to pull the replies with, in the order of `peers`; a peer that could not be sent to has none.

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from server import folder, processes, submit
-from server.manifests import digest_of, make_manifest, named_sites, own_manifest
+from server.manifests import make_manifest, manifest_of, named_sites, own_manifest
 from server.outcome import read_outcome, write_outcome
 from server.records import write_records
 from shared.config import CampaignConfig, build, load_campaign, to_dict
@@ -84,7 +84,9 @@ def test_a_run_folder_is_prepared_and_tells_sites_no_path(
     submitted = submit.submit(coordinator, manifest)
     assert (submitted.run_id, submitted.sites, submitted.known) == ("1", ("north", "south"), frozenset())
     assert load_campaign(submitted.run_dir / "campaign.json") == manifest.campaign
-    assert digest_of(submitted.run_dir) == manifest.digest
+    kept = manifest_of(submitted.run_dir)
+    assert kept is not None
+    assert kept.digest == manifest.digest
     app, values = flower.started[0]
     assert json.loads((app / "manifest.json").read_text())["manifest_digest"] == manifest.digest
     assert values.read_text() == 'run-dir = "runs/tiny"\nsites = "north,south"\n'

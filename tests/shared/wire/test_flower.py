@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -207,3 +208,14 @@ def test_a_reply_that_is_no_message_of_ours_is_a_failure_not_an_exception() -> N
     grid.replies["m9"] = Message(RecordDict(), reply_to=grid.sent["m9"])
     answer = link.receive(tickets, 1.0)
     assert answer == ("m9", Failure("expected a Wardround message, got one without our header"))
+
+
+def test_a_link_for_named_sites_sees_no_other_peer_and_none_without_a_name() -> None:
+    class Nodes:
+        def get_nodes(self) -> list[NodeInfo]:
+            return [NodeInfo(node_id=number, name=name) for number, name in ((3, "north"), (1, "east"), (2, ""))]
+
+    everybody = GridLink(Nodes(), ttl_s=1)  # type: ignore[arg-type]
+    assert [peer.name for peer in everybody.peers()] == ["", "east", "north"]
+    named = GridLink(Nodes(), ttl_s=1, only=frozenset({"north", "south"}))  # type: ignore[arg-type]
+    assert [(peer.id, peer.name) for peer in named.peers()] == [(3, "north")]
