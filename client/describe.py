@@ -27,7 +27,11 @@ def describe(campaign: CampaignConfig) -> tuple[tuple[str, str], ...]:
     return (*_agreement(campaign), *generator, *_training(campaign), _CARD)
 
 
-_CARD = ("leaves once", "counts: patients, series, slices, masks, patients per diagnosis and per split; versions")
+_CARD = (
+    "leaves once",
+    "counts: patients, series, slices, masks, patients per diagnosis and per split; version; "
+    "number and digest of the last entry of this site's audit log",
+)
 
 
 def _agreement(campaign: CampaignConfig) -> tuple[tuple[str, str], ...]:
@@ -90,8 +94,7 @@ def _training(campaign: CampaignConfig) -> tuple[tuple[str, str], ...]:
         ),
         (
             "leaves beside it",
-            "training means (losses, share of open gates, samples, seconds) and how many images trained each part of "
-            f"the networks{_beside(campaign)}; per metric (psnr_db, ssim, rmse, dice, jaccard, precision, recall, "
+            f"{_trained(campaign)}; per metric (psnr_db, ssim, rmse, dice, jaccard, precision, recall, "
             "mask_ssim, accuracy, f1, auc) the count, sum, sum of squares and five quantiles over this site's images "
             "or patients",
         ),
@@ -129,6 +132,15 @@ def _mean_map(campaign: CampaignConfig) -> str:
     return (
         "where masks lie on average over this site's patients with a mask (prior.*: one map per class, the same in "
         f"every round, only from {campaign.learn.prior_patients} patients on), "
+    )
+
+
+def _trained(campaign: CampaignConfig) -> str:
+    if campaign.privacy.on:  # shared/leaving.py: losses tell of images, and no noise covers them
+        return "the learning rate, the noise and the expected number of images, none of which depends on images"
+    return (
+        "training means (losses, share of open gates, samples, seconds) and how many images trained each part of the "
+        f"networks{_beside(campaign)}"
     )
 
 

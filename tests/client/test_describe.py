@@ -14,6 +14,7 @@ from shared.config import (
     LearnConfig,
     ObjectiveConfig,
     PhaseConfig,
+    PrivacyConfig,
     SelfRegConfig,
     StrategyConfig,
 )
@@ -86,3 +87,11 @@ def test_a_generator_is_described_by_what_leaves_in_each_phase_and_what_stays_at
     assert (
         whole["how long"] == f"{campaign.rounds.rounds} rounds of {campaign.training.local_steps} steps on this machine"
     )
+
+
+def test_under_privacy_no_loss_is_said_to_leave(campaign: CampaignConfig) -> None:
+    private = replace(campaign, privacy=PrivacyConfig(kind="patient"))
+    said = dict(describe(private))["leaves beside it"]
+    assert said.startswith("the learning rate, the noise and the expected number of images")
+    assert "loss" not in said
+    assert "losses" in dict(describe(campaign))["leaves beside it"]
