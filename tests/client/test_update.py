@@ -14,10 +14,12 @@ import client.update
 from client.site import SiteSetup
 from client.update import answer, forget
 from server.app import initial_weights
-from shared.config import CampaignConfig, MachineConfig, build, campaign_digest, save_campaign, to_dict
+from shared.config import CampaignConfig, MachineConfig, SecAggConfig, build, campaign_digest, save_campaign, to_dict
 from shared.errors import DataError, RefusedError
 from shared.events import SiteStep
-from shared.types import Arrays, Plan, SiteCard, Update
+from shared.secagg.protocol import Terms, new_session
+from shared.trust.identity import create_identity
+from shared.types import Arrays, Offered, Plan, SiteCard, Update
 from shared.weights import architecture_digest
 from simulation.bench.stores import write_random_store
 
@@ -202,3 +204,52 @@ def test_a_site_without_enough_data_says_so_without_a_path(
     with pytest.raises(DataError, match=reason) as refused:
         answer(plan(campaign, {}, "handshake"), replace(setup, store=store))
     assert str(tmp_path) not in str(refused.value)
+
+
+# ------------------------------------------------------------------------------------------------- secure aggregation
+
+
+def masking(campaign: CampaignConfig, setup: SiteSetup, folder: Path) -> tuple[CampaignConfig, SiteSetup]:
+    rounds = replace(campaign.rounds, quorum=3)
+    masked = replace(campaign, rounds=rounds, secagg=SecAggConfig(kind="masked"))
+    identities = {name: create_identity(name) for name in ("coast", "north", "valley")}
+    public = {name: identity.public for name, identity in identities.items()}
+    setup = replace(approving(masked, setup, folder), home=folder / "home", identity=identities["north"], peers=public)
+    return masked, setup
+
+
+def test_offers_and_reveals_read_no_data_and_are_bound_to_the_approved_rounds(
+    campaign: CampaignConfig, setup: SiteSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masked, setup = masking(campaign, setup, tmp_path)
+    monkeypatch.setattr("client.dataset.open_site", lambda *_: pytest.fail("data was read"))
+    terms = Terms(new_session(), campaign_digest(masked), 1, ("coast", "north", "valley"), 3)
+    asked = replace(plan(masked, {}, "offer"), secagg={"terms": terms.to_json()})
+    offered = answer(asked, setup)
+    assert isinstance(offered, Offered)
+    assert offered.offer["shares"].keys() == {"coast", "valley"}
+    for action in ("offer", "unmask"):
+        with pytest.raises(RefusedError, match="expected 1 to 2, got round 3"):
+            answer(replace(asked, action=action, round=3), setup)  # type: ignore[arg-type]
+    with pytest.raises(RefusedError, match="is not approved at north"):
+        answer(replace(asked, config_digest="0" * 64), setup)
+
+
+def test_a_masked_campaign_does_not_train_without_its_session(
+    campaign: CampaignConfig, setup: SiteSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masked, setup = masking(campaign, setup, tmp_path)
+    monkeypatch.setattr("client.train.charged.train_charged", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(RefusedError, match="names no session: nothing leaves unmasked"):
+        answer(plan(masked, initial_weights(masked)), setup)
+
+
+def test_a_site_that_cannot_mask_says_so_at_the_handshake(
+    campaign: CampaignConfig, setup: SiteSetup, tmp_path: Path
+) -> None:
+    masked, able = masking(campaign, setup, tmp_path)
+    assert isinstance(answer(plan(masked, {}, "handshake"), able), SiteCard)
+    with pytest.raises(RefusedError, match="has no exchange key"):
+        answer(plan(masked, {}, "handshake"), replace(able, identity=None))
+    with pytest.raises(RefusedError, match="has pinned no other site's key"):
+        answer(plan(masked, {}, "handshake"), replace(able, peers={}))
