@@ -52,6 +52,12 @@ def _task(model: Model) -> str:
     return f"task {model.task_weight:g}, {gate}"
 
 
+_MASKS = {
+    "none": "masks not shown",
+    "channel": "outlines in a channel",
+    "merged": "outlines merged with edges",
+    "filled": "masks filled",
+}
 _WORDS: Mapping[str, Callable[[Model], str]] = {
     "method": lambda model: method_shown(model.method),
     "setting": _setting,
@@ -60,7 +66,7 @@ _WORDS: Mapping[str, Callable[[Model], str]] = {
     "prediction": lambda model: "",  # its sampler says so
     "text": lambda model: f"text {model.text}" if model.text else "",
     "edges": lambda model: f"edges {model.edges}" if model.edges else "",
-    "contour": lambda model: f"outlines {model.contour}" if model.contour else "",
+    "contour": lambda model: _MASKS.get(model.contour, ""),
     "box": lambda model: "with box" if model.box else "",
     "sampler": lambda model: sampling_shown(model) if model.sampler else "",
     "steps": lambda model: sampling_shown(model) if model.sampler else "",

@@ -102,8 +102,9 @@ class GenerateConfig:
     of its own on the gaussian edges and the outlines of masks."""
     hed_weights: str | None = None
     """A local safetensors file. A place, not an agreement: outside the digest."""
-    contour: Literal["none", "channel", "merged"] = "channel"
-    """Outlines of the mask's classes: a second channel of the hint; merged: added to the edges, as published."""
+    contour: Literal["none", "channel", "merged", "filled"] = "filled"
+    """How the hint shows the mask. channel: outlines of its classes in a channel beside the edges; merged: outlines
+    added to the edges, as published; filled: a channel per class, 1 inside of it."""
     box: bool = False
     """The bounding box of the mask's last class as a further channel of the hint."""
     text: Literal["none", "embedding", "sentence"] = "embedding"
@@ -135,11 +136,11 @@ class GenerateConfig:
     def on(self) -> bool:
         return self.kind != "none"
 
-    @property
-    def hint_channels(self) -> int:
-        """Edges (with the outlines, where merged), then outlines, then box."""
+    def hint_channels(self, num_masks: int) -> int:
+        """Edges (with the outlines, where merged), then outlines or one per mask class, then box."""
         first = self.edges != "none" or self.contour == "merged"
-        return int(first) + int(self.contour == "channel") + int(self.box)
+        shown = {"channel": 1, "filled": num_masks}.get(self.contour, 0)
+        return int(first) + shown + int(self.box)
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -167,7 +168,7 @@ class GenerateConfig:
                     "digits, spaces, underscores; the first a letter)", organ)  # fmt: skip
         if not self.on:
             return
-        if not self.hint_channels:
+        if not self.hint_channels(num_masks=1):
             raise ConfigError("generate: edges, contour and box are all off; a ControlNet needs one of them")
         if self.text == "sentence" and not self.text_encoder:
             raise ConfigError("generate.text=sentence needs generate.text_encoder=FOLDER; without it use embedding")

@@ -1,8 +1,8 @@
-"""Images and masks in, hints out: the edges, outlines and boxes that a ControlNet steers by.
+"""Images and masks in, hints out: the edges, outlines, masks and boxes that a ControlNet steers by.
 
 Channels, in this order, of GenerateConfig.hint_channels: edges (with outlines in them, where contour=merged), outlines
-by class, box. An image that has no mask has no outlines and no box. The same function makes the hints of training and
-of drawing, so that both see the same, and nothing in it is random.
+by class (contour=channel) or the classes themselves (filled), box. An image that has no mask has none of the last two.
+The same function makes the hints of training and of drawing, so that both see the same, and nothing in it is random.
 """
 
 from __future__ import annotations
@@ -46,10 +46,12 @@ def hint_of(
         channels = [(edges_B1HW + outline_B1HW).clamp(0, 1) for edges_B1HW in channels] or [outline_B1HW]
     if generate.contour == "channel":
         channels.append(outline(mask_BHW, num_masks).to(image_BCHW))
+    if generate.contour == "filled":
+        channels.append(filled(mask_BHW, num_masks).to(image_BCHW))
     if generate.box:
         channels.append(box(mask_BHW, num_masks).to(image_BCHW))
     hint_BCHW = torch.cat(channels, dim=1)
-    assert hint_BCHW.shape[1] == generate.hint_channels
+    assert hint_BCHW.shape[1] == generate.hint_channels(num_masks)
     return hint_BCHW
 
 
@@ -68,6 +70,12 @@ def outline(mask_BHW: Tensor, num_masks: int) -> Tensor:
     levels_B1HW = [label_outline(mask_BHW == code) * (code / num_masks) for code in range(1, num_masks + 1)]
     none_B1HW = torch.zeros(mask_BHW.shape, device=mask_BHW.device)[:, None]
     return torch.stack([none_B1HW, *levels_B1HW]).amax(0)
+
+
+def filled(mask_BHW: Tensor, num_masks: int) -> Tensor:
+    """(B, num_masks, H, W), 0 or 1: a channel per class, without the background."""
+    codes_K = torch.arange(1, num_masks + 1, device=mask_BHW.device)
+    return (mask_BHW[:, None] == codes_K[:, None, None]).float()
 
 
 def box(mask_BHW: Tensor, num_masks: int) -> Tensor:

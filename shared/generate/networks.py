@@ -191,7 +191,7 @@ def build_generator(campaign: CampaignConfig) -> Generator:
         denoiser = DiffusionModelUNet(out_channels=LATENT_CHANNELS, **shape)
         _seed(campaign, "controlnet")
         controlnet = ControlNet(
-            conditioning_embedding_in_channels=generate.hint_channels * HINT_UNSHUFFLE**2,
+            conditioning_embedding_in_channels=generate.hint_channels(len(campaign.data.masks)) * HINT_UNSHUFFLE**2,
             conditioning_embedding_num_channels=(32, 64),  # halves once
             **shape,
         )

@@ -35,6 +35,8 @@ SIZES: tuple[Literal["S", "M"], ...] = ("S", "M")
 TARGET, MARGIN = 1.0, 0.05
 """Ours is to cost no more; two runs of the same step differ by up to the margin."""
 SIDE, BATCH = 64, 16
+HINTS = 3
+"""Channels of a hint: edges and two classes."""
 REPETITIONS = 14
 MACHINE = MachineConfig(device="cpu", threads=1)
 
@@ -74,7 +76,7 @@ def batch(generator: Generator) -> Latents:
         noise_BCHW=noise_BCHW,
         time_B=draw_times(BATCH, "noise", rng),
         token_BW=torch.randint(2, 4, (BATCH, 3), generator=rng),
-        hint_BCHW=(torch.rand(BATCH, 2, SIDE, SIDE, generator=rng) > 0.9).float(),
+        hint_BCHW=(torch.rand(BATCH, HINTS, SIDE, SIDE, generator=rng) > 0.9).float(),
         mask_BHW=torch.zeros(BATCH, SIDE, SIDE, dtype=torch.int64),
         has_mask_B=torch.ones(BATCH, dtype=torch.bool),
         diagnosis_B=torch.zeros(BATCH, dtype=torch.int64),

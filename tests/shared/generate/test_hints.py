@@ -68,14 +68,14 @@ def test_a_box_holds_the_last_class_and_nothing_further() -> None:
 
 @pytest.mark.parametrize(
     ("edges", "contour", "boxed"),
-    [way for way in product(("none", "gaussian", "hed"), ("none", "channel", "merged"), (False, True))
+    [way for way in product(("none", "gaussian", "hed"), ("none", "channel", "merged", "filled"), (False, True))
      if way != ("none", "none", False)],
 )  # fmt: skip
 def test_every_option_has_its_channels_in_the_order_of_the_config(edges: str, contour: str, boxed: bool) -> None:
     generate = GenerateConfig(kind="emit-diff", edges=edges, contour=contour, box=boxed)  # type: ignore[arg-type]
     hed = build_hed(1, None)
     hint_BCHW = hint_of(generate, images(), labels(), MASKS, hed)
-    assert hint_BCHW.shape == (3, generate.hint_channels, 32, 24)
+    assert hint_BCHW.shape == (3, generate.hint_channels(MASKS), 32, 24)
     assert hint_BCHW.dtype == torch.float32
     assert hint_BCHW.min() >= 0
     assert hint_BCHW.max() <= 1
@@ -83,13 +83,16 @@ def test_every_option_has_its_channels_in_the_order_of_the_config(edges: str, co
     if contour == "merged":
         expected = [(torch.cat([*expected, label_outline(labels())], 1)).sum(1, keepdim=True).clamp(0, 1)]
     expected += [outline(labels(), MASKS)] if contour == "channel" else []
+    if contour == "filled":
+        expected += [torch.stack([labels() == code for code in range(1, MASKS + 1)], dim=1).float()]
     expected += [box(labels(), MASKS)] if boxed else []
     torch.testing.assert_close(hint_BCHW, torch.cat(expected, 1))
     assert torch.equal(hint_BCHW, hint_of(generate, images(), labels(), MASKS, hed)), "drawing sees what training saw"
 
 
-def test_an_image_without_mask_has_no_outline_and_no_box() -> None:
-    generate = replace(OFF, contour="channel", box=True)
+@pytest.mark.parametrize("contour", ["channel", "filled"])
+def test_an_image_without_mask_has_no_outline_and_no_box(contour: str) -> None:
+    generate = replace(OFF, contour=contour, box=True)  # type: ignore[arg-type]
     assert hint_of(generate, images(), labels(), MASKS, None)[2].count_nonzero() == 0
 
 
@@ -99,7 +102,7 @@ def test_a_campaign_without_masks_has_empty_outlines() -> None:
     assert hint_of(generate, images(), nothing_BHW, 0, None).count_nonzero() == 0
 
 
-@pytest.mark.parametrize("contour", ["channel", "merged"])
+@pytest.mark.parametrize("contour", ["channel", "merged", "filled"])
 def test_edges_of_a_relabelled_image_are_left_out_around_its_last_class_alone(contour: str) -> None:
     generate = GenerateConfig(kind="emit-diff", contour=contour)  # type: ignore[arg-type]
     relabelled_B = torch.tensor([True, False, True])
