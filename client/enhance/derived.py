@@ -89,10 +89,17 @@ def save(ds: Dataset, path: Path) -> None:
     try:
         with silent():
             ds.save_as(path, enforce_file_format=True)
-    except OSError:
-        raise
-    except PARSE_ERRORS:
+    except PARSE_ERRORS as error:
+        _raise_if_of_the_disk(error)
         raise Quarantined(Reason.MALFORMED) from None
+
+
+def _raise_if_of_the_disk(error: BaseException | None) -> None:
+    """pydicom raises OSError of its own for values, and the disk's anew with the tag in the text and without number."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise error from None
+        error = error.__cause__
 
 
 def _drop_stale(ds: Dataset) -> None:

@@ -14,7 +14,6 @@ import logging
 import os
 import shutil
 import tempfile
-import traceback
 import zlib
 from collections.abc import Callable
 from functools import cache
@@ -36,7 +35,7 @@ from client.ingest.series import Stack
 from client.ingest.validate import reading, text
 from shared.config import DataConfig, IngestConfig, IntensityConfig
 from shared.errors import DataError
-from simulation.fuzz import Finding
+from simulation.fuzz import Finding, where
 from simulation.fuzz.mutate import mutated
 from simulation.fuzz.seeds import CANARY, CANARY_DATE, CANARY_ROOT, companions, dicom_seeds
 
@@ -191,14 +190,6 @@ class _Watched:
                 raise Finding("leak", "a canary on stdout, stderr or in a log")
             if said:
                 raise Finding("noise", said[:200].decode("latin-1"))
-
-
-def where(error: BaseException) -> str:
-    """Class and place of an exception, and the last line of ours that it went through."""
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if "site-packages" not in frame.filename and "/lib/python" not in frame.filename]
-    places = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in (*ours[-2:], frames[-1])]
-    return f"{type(error).__name__} at {' < '.join(reversed(places))}"
 
 
 def _check_traces(root: Path, content: bytes) -> None:

@@ -217,6 +217,24 @@ def test_frames_of_a_segmentation_that_lie_far_apart_take_no_gigabytes() -> None
     assert refusal.value.reason == Reason.MISFIT_LABEL
 
 
+def test_a_librarys_oserror_is_the_files_and_the_disks_stays_the_disks(tmp_path: Path) -> None:
+    """pydicom raises both through its own wrapper, the disk's without its number."""
+    from client.enhance.derived import save as save_enhanced
+
+    class Failing(Dataset):
+        def save_as(self, *_: object, **__: object) -> None:
+            raise OSError("a name") from self.cause
+
+    broken = Failing()
+    object.__setattr__(broken, "cause", None)
+    with pytest.raises(Quarantined) as refusal:
+        save_enhanced(broken, tmp_path / "a.dcm")
+    assert refusal.value.reason == Reason.MALFORMED
+    object.__setattr__(broken, "cause", OSError(28, "No space left on device"))
+    with pytest.raises(OSError, match="No space left"):
+        save_enhanced(broken, tmp_path / "a.dcm")
+
+
 # ------------------------------------------------------------------------------------------------------- the decoder
 
 
