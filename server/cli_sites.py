@@ -63,6 +63,8 @@ def _invite(arguments: argparse.Namespace) -> int:
     _write_private(arguments.out, invitation.to_text())
     OUT.print(f"Invitation for {arguments.site}, once, until {invitation.expires[:10]}: {arguments.out}")
     OUT.print("Who holds this file can join in the site's name: send it as you would send a password.")
+    if coordinator.gateway is None:
+        OUT.print("There is no gateway: it is good on this machine alone; see wardround-coordinator gateway.")
     OUT.print(f"The site compares by telephone: authority SHA-256 {invitation.authority_fingerprint}")
     return 0
 

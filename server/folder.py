@@ -97,7 +97,7 @@ class Coordinator:
 
     def site_keys(self) -> dict[str, Path]:
         """Admitted sites by name."""
-        return {path.stem: path for path in sorted((self.folder / "sites").glob("*.pub"))}
+        return {path.stem: path for path in sorted((self.folder / "sites").glob("[!.]*.pub"))}  # `.`: half written
 
     def dialled(self) -> Gateway:
         """Host and ports that a site is told: the gateway's where there is one."""

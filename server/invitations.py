@@ -89,7 +89,7 @@ def invite(coordinator: Coordinator, site: str, days: int, now: dt.datetime) -> 
 
 def invitations(coordinator: Coordinator) -> list[Issued]:
     """Every invitation, oldest first."""
-    found = [_read(path) for path in (coordinator.folder / "invitations").glob("*.json")]
+    found = [_read(path) for path in (coordinator.folder / "invitations").glob("[!.]*.json")]
     return sorted(found, key=lambda each: (each.made_at, each.id))
 
 

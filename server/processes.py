@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def programs(coordinator: Coordinator, bind: str, port: int) -> tuple[Program, P
 
 def enrol_program(coordinator: Coordinator, bind: str) -> Program:
     """The service that sites join by and ask afterwards. Isolated: a file in the folder is nobody's module."""
-    command = (sys.executable, "-I", "-m", "server.enrol", str(coordinator.folder), own_host(bind).strip("[]"))
+    command = (sys.executable, "-I", "-m", "server.enrol", str(coordinator.folder), bind)
     return Program("enrol", command, environment_of(keystore.private_folder(coordinator.flower / "enrol")))
 
 
@@ -204,19 +205,21 @@ def registrar(coordinator: Coordinator) -> Callable[[], list[str]]:
             nodes = sites_known(coordinator)
             known = {site: node for site, node in registered(coordinator).items() if node in nodes}
             keys = registered_keys(coordinator)
-        paths = coordinator.site_keys()
-        current = {site: path.read_text().strip() for site, path in paths.items()}
+        paths, current = coordinator.site_keys(), {}
+        for site, path in paths.items():
+            with suppress(FileNotFoundError):  # revoked in this very moment
+                current[site] = path.read_text().strip()
         gone = [site for site in known if site not in current or keys.get(site, current[site]) != current[site]]
         for site in gone:
             unregister_site(coordinator, known[site])
             del known[site]
             _write_registered(coordinator, known, current)
-        new = {site: path for site, path in paths.items() if site not in known}
-        for site, path in new.items():
-            known[site] = register_site(coordinator, site, path)
+        new = [site for site in current if site not in known]
+        for site in new:
+            known[site] = register_site(coordinator, site, paths[site])
             _write_registered(coordinator, known, current)
         keys = {site: current[site] for site in known}
-        return list(new)
+        return new
 
     return register_new
 

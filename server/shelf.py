@@ -48,8 +48,8 @@ class Shelf:
 
     def files(self, site: str) -> list[Shelved]:
         """All that this site may fetch, campaigns first."""
-        campaigns = [path for path in sorted(self._coordinator.campaigns.glob("*.json")) if _names(path, site)]
-        releases = sorted((self._coordinator.folder / "releases").glob("*/v*.release"))
+        campaigns = [path for path in sorted(self._coordinator.campaigns.glob("[!.]*.json")) if _names(path, site)]
+        releases = sorted((self._coordinator.folder / "releases").glob("[!.]*/v*.release"))
         listed = [self._shelved("campaign", path.name, path) for path in campaigns]
         return listed + [self._shelved("release", f"{path.parent.name}-{path.name}", path) for path in releases]
 

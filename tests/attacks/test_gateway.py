@@ -36,7 +36,7 @@ from shared.errors import ConfigError
 from shared.reach import free_port
 from shared.supervise import read_record
 
-pytestmark = [pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.timeout(600)]
 
 SITES = ("north", "south")
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")

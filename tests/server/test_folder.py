@@ -73,6 +73,11 @@ def test_one_name_one_key(coordinator: folder.Coordinator, key: Path, tmp_path: 
     assert coordinator.site_keys()["north"].read_text() == key.read_text()
 
 
+def test_a_file_that_is_half_written_is_no_site(coordinator: folder.Coordinator, key: Path) -> None:
+    (coordinator.folder / "sites" / ".partial-1-north.pub").write_bytes(key.read_bytes())
+    assert coordinator.site_keys() == {}
+
+
 def test_bad_names_and_private_keys_are_refused(coordinator: folder.Coordinator, key: Path) -> None:
     for name in ("../north", "a.b", ""):
         with pytest.raises(ConfigError, match="site name must be"):
