@@ -85,7 +85,8 @@ def print_verified(out: Console, found: Verified) -> None:
         f"Whole: entries up to {found.last}, from {found.first_time} to {found.last_time}; {found.entries} in file"
     )
     out.print(f"Head: {found.last} {found.head}")
-    out.print(f"Heads that the other end is known to keep, and that this log leads to: {found.anchors}")
+    if found.anchors:
+        out.print(f"It leads to all heads of it that were kept here: {found.anchors}")
     for note in found.notes:
         out.print(f"Note: {note}")
 
