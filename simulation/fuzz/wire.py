@@ -53,7 +53,7 @@ def _messages() -> tuple[Record, ...]:
         "mask_key": "2" * 64,
         "share_key": "3" * 64,
         "seed_digest": "4" * 64,
-        "shares": {"a": "A" * 128, "c": "A" * 128},
+        "shares": {"a": SEALED, "c": SEALED},
         "signature": "A" * 96,
     }
     reveal = {"site": "b", "session": "0" * 32, "seed_shares": {"a": "5" * 66, "b": "5" * 66}, "key_shares": {}}
