@@ -41,7 +41,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from client.dataset import Slices
-from client.privacy import one_round, site_noised
+from client.privacy import site_noised
 from client.train.local import train_round
 from client.train.private import train_private
 from shared.config import (
@@ -63,6 +63,7 @@ from shared.config import (
 from shared.errors import ConfigError, WardroundError
 from shared.networks import Networks, build_networks
 from shared.privacy.accountant import least_multiplier
+from shared.privacy.plan import one_round
 from shared.seeding import numpy_generator
 from shared.types import Arrays
 from shared.weights import difference, to_arrays
@@ -146,7 +147,8 @@ def phantom(setting: Setting, number: int) -> Floats:
     axis = ((np.arange(setting.image) - (setting.image - 1) / 2) * pixel_mm).astype(np.float32)
     y, x = np.meshgrid(axis, axis, indexing="ij")
     image_hu, _ = paint(body, np.stack([x, y, np.zeros_like(x)])[:, None], pixel_mm)
-    return np.clip((image_hu[0].astype(np.float64) + 160) / 400, 0, 1).reshape(-1)
+    scaled: Floats = np.clip((image_hu[0].astype(np.float64) + 160) / 400, 0, 1)
+    return scaled.reshape(-1)
 
 
 def prior_of(setting: Setting) -> Prior:
