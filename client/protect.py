@@ -119,11 +119,20 @@ def offered(plan: Plan, setup: SiteSetup, campaign: CampaignConfig) -> Offered:
 
 
 def check_session(plan: Plan, setup: SiteSetup, campaign: CampaignConfig) -> None:
-    """Before anything is computed or charged to a budget: a plan to train under masks is of the live session."""
+    """Before anything is computed or charged to a budget: a plan to train under masks is of the live session, and
+    brings the weights that all sites of its cohort signed."""
     if not campaign.secagg.masked:
         return
+    from shared.masking import start_digest
+
     _, home = _keys(setup)
-    sessions.kept(home, terms_of(plan, setup, campaign))
+    terms = terms_of(plan, setup, campaign)
+    if start_digest(plan.weights, plan.frozen_digest) != terms.weights:
+        raise RefusedError(
+            f"session {terms.session[:8]} is for other weights than the plan brings: sites that train from different "
+            "ones would not be hidden in their sum; the coordinator must send all sites the same"
+        )
+    sessions.kept(home, terms)
     _offers(plan)
 
 

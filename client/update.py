@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from client.asked import note_start
 from client.generation import forget_synthetic, load_frozen, receive, training_slices
 from client.generators import built_generator, generator_folder, keep
 from client.protect import check_can_mask, check_session, offered, revealed
@@ -80,6 +81,7 @@ def answer(plan: Plan, setup: SiteSetup, *, on_step: OnStep | None = None) -> Si
     _check_plan(plan, opened)
     if plan.action == "train":
         check_session(plan, setup, opened.campaign)
+    note_start(plan, setup)
     told = partial(_step_done, on_step, setup.name, plan.round) if on_step else None
     if opened.campaign.generates:
         return _phase_round(plan, setup, opened, told)

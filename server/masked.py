@@ -27,7 +27,7 @@ from server.plan import plan_for
 from shared.checkpoint import FederationState
 from shared.config import CampaignConfig
 from shared.errors import DataError
-from shared.masking import grid_of, most_samples, weights_of
+from shared.masking import grid_of, most_samples, start_digest, weights_of
 from shared.secagg.fixed_point import Grid, Vector, add_packed, mean
 from shared.secagg.protocol import (
     Offer,
@@ -64,10 +64,11 @@ def _offers(
 ) -> tuple[Terms, dict[str, Offer]]:
     """A session in which every site of the cohort has offered: sites mask for a whole cohort or not at all."""
     campaign, cohort = run.campaign, dict(sites)
+    start = start_digest(state.weights, run.frozen.digest)
     while True:  # with fewer sites each time
         require(campaign.rounds.quorum, len(cohort), replies)
         minimum = campaign.secagg.minimum_cohort
-        terms = Terms(new_session(), state.config_digest, replies.round, tuple(sorted(cohort)), minimum)
+        terms = Terms(new_session(), state.config_digest, replies.round, tuple(sorted(cohort)), minimum, start)
         offers: dict[str, Offer] = {}
 
         def take(site: str, answer: Answer, terms: Terms = terms, offers: dict[str, Offer] = offers) -> None:

@@ -6,11 +6,18 @@ coordinator makes of visible updates (server/collect.py), in whole numbers.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 
 from shared.config import CampaignConfig
 from shared.secagg.fixed_point import Grid, grid_for
-from shared.weights import part_of
+from shared.types import Arrays
+from shared.weights import arrays_digest, part_of
+
+
+def start_digest(weights: Arrays, frozen_digest: str) -> str:
+    """SHA-256 of what a round is trained from: the weights that travel, and what the phase does not train."""
+    return hashlib.sha256(f"wardround start 1\n{arrays_digest(weights)}\n{frozen_digest}".encode()).hexdigest()
 
 
 def weights_of(

@@ -26,6 +26,7 @@ FEWEST = 2
 """With one site the sum is its update."""
 SEALED_BYTES = 2 * SHARE_BYTES + SEAL_BYTES
 LONGEST_SIGNATURE = 150  # bytes of DER on P-384; at most 104
+NO_WEIGHTS = "0" * 64
 _MAX_ROUND = 1_000_000
 _HEX = re.compile(r"[0-9a-f]*")
 
@@ -45,10 +46,13 @@ class Terms:
     """Names of the sites whose offers make the session, sorted."""
     minimum: int
     """Fewest sites whose sum may be opened."""
+    weights: str = NO_WEIGHTS
+    """Digest of what every site of the cohort trains from (shared.masking.start_digest)."""
 
     def __post_init__(self) -> None:
         _hex(self.session, 16, "session")
         _hex(self.campaign_digest, 32, "campaign digest")
+        _hex(self.weights, 32, "digest of the weights")
         if type(self.round) is not int or not 1 <= self.round <= _MAX_ROUND:
             raise DataError(f"round of a session must lie in 1 to {_MAX_ROUND}")
         if not len(self.cohort) <= LARGEST_COHORT:
@@ -85,11 +89,12 @@ class Terms:
             "round": self.round,
             "cohort": list(self.cohort),
             "minimum": self.minimum,
+            "weights": self.weights,
         }
 
     @classmethod
     def from_json(cls, values: Any) -> Terms:
-        values = _fields(values, ("session", "campaign_digest", "round", "cohort", "minimum"), "terms")
+        values = _fields(values, ("session", "campaign_digest", "round", "cohort", "minimum", "weights"), "terms")
         if not isinstance(values["cohort"], list):
             raise DataError("the cohort of a session must be a list of names")
         return cls(**{**values, "cohort": tuple(values["cohort"])})

@@ -38,6 +38,11 @@ What each may learn.
 Why the whole cohort has to be in. The terms name the cohort, every offer signs them, and a site masks only when all of
 its offers are there: so no two sites mask for different cohorts. A site that does not offer is left out by new terms.
 
+Why the terms name the weights. Sites whose networks were sent dead (no gradient comes through) send an update that is
+known beforehand, and the sum is the update of the one site that got live ones (Pasquini et al. Eluding Secure
+Aggregation in Federated Learning via Model Inconsistency. CCS 2022. https://doi.org/10.1145/3548606.3560557). All
+offers sign one digest of what is trained from, and the caller trains from nothing else.
+
 Why the threshold. An honest site answers once, with one of two shares of each other site. To have both secrets of one
 site takes 2 * threshold shares; n honest and colluding sites have n + c, so 2t > n + c keeps one of them closed. With
 t = floor(2n/3) + 1 that holds for all c < n/3. The same t bounds what the coordinator gains by telling sites different

@@ -15,6 +15,7 @@ from client import protect, sessions
 from client.site import SiteSetup
 from shared.config import CampaignConfig, MachineConfig, SecAggConfig, StrategyConfig, campaign_digest
 from shared.errors import DataError, RefusedError
+from shared.masking import start_digest
 from shared.secagg.protocol import SiteSession, Terms, new_session
 from shared.trust.identity import create_identity
 from shared.types import Arrays, Moments, Offered, Plan, Revealed, SiteCard, Update
@@ -61,7 +62,7 @@ def plan(campaign: CampaignConfig, action: Any, terms: Terms | None = None, **se
 
 
 def terms_of(campaign: CampaignConfig, **changes: Any) -> Terms:
-    return replace(Terms(new_session(), campaign_digest(campaign), 1, NAMES, 3), **changes)
+    return replace(Terms(new_session(), campaign_digest(campaign), 1, NAMES, 3, start_digest({}, "")), **changes)
 
 
 def offers_of(campaign: CampaignConfig, sites: dict[str, SiteSetup], terms: Terms) -> dict[str, Any]:
@@ -137,6 +138,10 @@ def test_a_masked_update_tells_counts_and_metrics_and_no_value(
         (
             lambda terms: {"secagg": {"terms": replace(terms, cohort=("a", "b", "c")).to_json(), "offers": {}}},
             "does not name north; nothing is sent in it",
+        ),
+        (
+            lambda terms: {"secagg": {"terms": replace(terms, weights="0" * 64).to_json(), "offers": {}}},
+            "is for other weights than|is not the live one",
         ),
         (
             lambda terms: {"secagg": {"terms": replace(terms, session="0" * 32).to_json(), "offers": {}}},
