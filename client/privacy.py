@@ -12,7 +12,7 @@ names a noise multiplier it is used as it is, and the round that would go beyond
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,7 +92,9 @@ def site_noised(
     coordinator alone keeps it. A visible update is seen alone, so it carries the whole noise. Sites that collude know
     their own shares: against k of them the sum of n is only as noisy as that of n - k.
 
-    Under masks values are cut to secagg.range, beyond which a site must not send: so large a noise drowns all anyway.
+    A share may lie beyond secagg.range, and is not cut to it: a sum of shares that were cut has not the noise that was
+    charged for. Under masks it wraps around instead (client/protect.py), which is done to the sum as well as to its
+    parts and so costs nothing; where it happens the noise has drowned the update.
 
     `names` are the arrays that the campaign trains (shared.privacy.parts.trained_names); the others are returned as 0
     and have no noise. Without it they are looked up. `rng` is for tests; else the noise is the operating system's.
@@ -108,24 +110,15 @@ def site_noised(
     scale = min(1.0, privacy.clip_norm / max(norm(moved), np.finfo(np.float64).tiny))
     std = multiplier * privacy.clip_norm / noise_shares(campaign) ** 0.5
     noise = normal(sum(values.size for values in moved.values()), std, rng)
-    most = campaign.secagg.range if campaign.secagg.masked else np.inf
     noised, begin = {}, 0
     for name, values in difference.items():
         if name not in moved:
             noised[name] = np.zeros_like(values)
             continue
         share = noise[begin : begin + values.size].reshape(values.shape)
-        noised[name] = np.clip(scale * moved[name].astype(np.float64) + share, -most, most).astype(np.float32)
+        noised[name] = (scale * moved[name].astype(np.float64) + share).astype(np.float32)
         begin += values.size
     return noised
-
-
-def covered(training: Mapping[str, float], multiplier: float) -> dict[str, float]:
-    """privacy=site: what may leave of a training record. Losses, gates and times tell of images and are left here; the
-    images that moved each part are told as all of them, so that every array has the noise of every site in its sum."""
-    images = {name: training["samples"] for name in training if name.startswith("images.")}
-    kept = {name: training[name] for name in ("samples", "learning_rate") if name in training}
-    return {**kept, **images, MULTIPLIER: multiplier}
 
 
 def compares(setup: SiteSetup) -> bool:

@@ -145,7 +145,8 @@ def _masked(update: Update, plan: Plan, setup: SiteSetup, campaign: CampaignConf
     terms = terms_of(plan, setup, campaign)
     arrays = update.difference | {ADDED + name: values for name, values in update.added.items()}
     weights = weights_of(arrays, update.num_samples, update.images, campaign)
-    vector = quantise(arrays, weights, grid_of(campaign, len(terms.cohort)))
+    shares = campaign.privacy.kind == "site"  # of noise, which must not be cut
+    vector = quantise(arrays, weights, grid_of(campaign, len(terms.cohort)), wraps=shares)
     with sessions.alone(home, terms):
         session, masked = mask(sessions.kept(home, terms), _offers(plan), vector, identity)
         sessions.keep(home, session)

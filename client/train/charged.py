@@ -3,21 +3,28 @@
 privacy=none      client/train/local.py; nothing is charged
 privacy=patient   client/train/private.py: noise in every step
 privacy=site      client/train/local.py on what privacy.trained names; the update is clipped and noised when it leaves
-                  (client/protect.py), and of the record only what no image decides goes with it
+                  (client/protect.py), and of the record only what no image decides goes with it. A site that cannot
+                  train, or whose numbers overflow, sends noise alone: that it fails would tell of its images
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 from client import privacy
 from client.dataset import Slices
 from client.site import SiteSetup
 from client.train.local import OnStep, TrainingState, train_round
-from client.train.private import train_private
+from client.train.private import covered, train_private
 from shared.config import CampaignConfig
+from shared.errors import DataError
+from shared.masking import most_samples
 from shared.networks import Networks
 from shared.privacy.parts import only_trained
+from shared.weights import load_arrays, to_arrays
+
+log = logging.getLogger("wardround.site")
 
 
 def train_charged(
@@ -52,8 +59,13 @@ def train_charged(
             compare=privacy.compares(setup),
         )
         return training, None, multiplier
+    began = to_arrays(networks)
     with only_trained(networks, campaign, setup.machine) as machine:
-        whole, _ = train_round(
-            networks, slices, campaign, machine, site=site, round=round, steps=steps, on_step=on_step
-        )
-    return privacy.covered(whole, multiplier), None, multiplier
+        try:
+            train_round(networks, slices, campaign, machine, site=site, round=round, steps=steps, on_step=on_step)
+        except DataError as error:
+            log.warning("round %d sends noise alone: %s", round, error)
+            load_arrays(networks, began)
+    samples = most_samples(campaign)
+    training = covered(campaign, began, round=round, steps=steps, samples=samples, multiplier=multiplier)
+    return training, None, multiplier

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -74,10 +74,9 @@ def train_private(
 ) -> Mapping[str, float]:
     """Train `networks` in place for `steps` steps of 1-based `round`; noise is `multiplier` times privacy.clip_norm.
 
-    The record has nothing that depends on images beyond what the mechanism covers: samples and images.<part> are what
-    is expected, privacy.patients * privacy.slices * steps rounded, learning_rate and privacy.multiplier are settings;
-    there are no losses, gates or times. Only with `compare`, which no deployed site may ask for (client/privacy.py), it
-    has privacy.cosine: of the round's change of weights with that of the same draws without clipping and noise.
+    The record is `covered`; its samples are what is expected, privacy.patients * privacy.slices * steps rounded. Only
+    with `compare`, which no deployed site may ask for (client/privacy.py), it has privacy.cosine: of the round's change
+    of weights with that of the same draws without clipping and noise.
     `rng` is for tests: all that is drawn comes from it. Raises DataError where there is no training patient or weights
     are no longer finite, RefusedError for BatchNorm, ConfigError where privacy.trained leaves nothing.
     """
@@ -105,13 +104,24 @@ def train_private(
                 on_step(step + 1, steps)
         ended = to_arrays(networks)
     gradprom.require_finite(torch.tensor(all(bool(torch.isfinite(torch.from_numpy(a)).all()) for a in ended.values())))
-    samples = float(int(campaign.privacy.patients * campaign.privacy.slices * steps + 0.5))
-    images = {f"images.{part}": samples for part in parts_of(ended) if part != "prior"}
-    rates = {"learning_rate": learning_rate(campaign, ((round - 1) + (steps - 1) / steps) / campaign.rounds.rounds)}
-    record = {"samples": samples, **images, **rates, MULTIPLIER: multiplier}
+    samples = int(campaign.privacy.patients * campaign.privacy.slices * steps + 0.5)
+    record = covered(campaign, ended, round=round, steps=steps, samples=samples, multiplier=multiplier)
     if twin is not None:
         record[COSINE] = _cosine(began, ended, to_arrays(twin.networks))
     return record
+
+
+def covered(
+    campaign: CampaignConfig, names: Iterable[str], *, round: int, steps: int, samples: int, multiplier: float
+) -> dict[str, float]:
+    """What may leave of a training record under privacy, of either unit: settings, and no losses, gates or times.
+
+    Every site tells the same `samples`, those that its settings lead to, and for each part of the networks (`names` are
+    those of their arrays) as many images: a site that counted 0 would keep its share of the noise out of the sum.
+    """
+    images = {f"images.{part}": float(samples) for part in parts_of(names)}
+    rate = learning_rate(campaign, ((round - 1) + (steps - 1) / steps) / campaign.rounds.rounds)
+    return {"samples": float(samples), **images, "learning_rate": rate, MULTIPLIER: multiplier}
 
 
 def draw_patients(

@@ -30,6 +30,8 @@ BLOCK = 32_768
 _MODULO = np.uint64(2**BITS - 1)
 _SIGN = np.uint64(2 ** (BITS - 1))
 _HIGH = np.uint64(32)
+_LARGEST_WRAPPED = 2**62
+"""Steps of a value that is an int64 for sure; times a weight it may wrap around modulo 2^64, and so modulo 2^40."""
 
 Vector: TypeAlias = npt.NDArray[np.uint64]
 """Integers modulo 2^40, one for every value of an update."""
@@ -66,10 +68,12 @@ def grid_for(range: float, max_total_weight: int) -> Grid:
     return Grid(float(range), max_total_weight)
 
 
-def quantise(arrays: Arrays, weights: Mapping[str, int], grid: Grid) -> Vector:
+def quantise(arrays: Arrays, weights: Mapping[str, int], grid: Grid, *, wraps: bool = False) -> Vector:
     """weight * round(value / step) modulo 2^40 for every value; `weights` holds one integer for every array.
 
     Raises DataError, naming the array and never the value, where one is not finite or larger than the grid's range.
+    With `wraps` a value may be larger, as a share of noise may: parts that wrap around still add up to what their sum
+    wraps to, which is the sum itself where that is in range.
     """
     assert arrays.keys() == weights.keys(), "a weight for every array"
     vector = np.empty(sum(values.size for values in arrays.values()), np.uint64)
@@ -81,16 +85,17 @@ def quantise(arrays: Arrays, weights: Mapping[str, int], grid: Grid) -> Vector:
                 "more images were counted than the campaign's steps draw"
             )
         for block in _blocks(np.asarray(values, np.float32).reshape(-1)):
-            vector[at : at + block.size] = _rounded(name, block, weights[name], grid)
+            vector[at : at + block.size] = _rounded(name, block, weights[name], grid, wraps=wraps)
             at += block.size
     return vector
 
 
-def _rounded(name: str, block: npt.NDArray[np.float32], weight: int, grid: Grid) -> Vector:
+def _rounded(name: str, block: npt.NDArray[np.float32], weight: int, grid: Grid, *, wraps: bool) -> Vector:
     scaled = block.astype(np.float64)
     scaled /= grid.step
+    largest = _LARGEST_WRAPPED if wraps else grid.levels
     # Also false for what is not a number.
-    if not (np.abs(scaled).max(initial=0.0) <= grid.levels):
+    if not (np.abs(scaled).max(initial=0.0) <= largest):
         raise DataError(
             f"array {name!r} of the update holds a value that is not finite or beyond secagg.range={grid.range:g}; "
             "nothing was sent. Lower the learning rate, or agree on a larger secagg.range"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,18 @@ import pytest
 import torch
 
 from client import privacy, site
-from client.privacy import charge, compares, cosine, covered, one_round, site_noised
+from client.privacy import charge, compares, cosine, one_round, site_noised
 from client.rules import SiteRules
 from client.site import SiteSetup
 from client.train import charged
 from shared.config import CampaignConfig, MachineConfig, PrivacyConfig, SecAggConfig
 from shared.errors import ConfigError, DataError, RefusedError
+from shared.masking import weights_of
+from shared.networks import Networks, build_networks
 from shared.privacy.accountant import Steps, epsilon
 from shared.privacy.ledger import LEDGER, read_ledger, spent_on
 from shared.types import Arrays
-from shared.weights import norm
+from shared.weights import load_arrays, norm, to_arrays
 from tests.client.slices import disc_slices
 
 
@@ -202,13 +204,16 @@ def test_a_site_adds_the_clipping_norm_at_most(campaign: CampaignConfig, value: 
         assert norm(added) == pytest.approx(0.001 * 3000**0.5, rel=1e-5)
 
 
-def test_what_is_not_trained_stays_0_without_noise_and_values_stay_in_the_range(campaign: CampaignConfig) -> None:
+def test_what_is_not_trained_stays_0_without_noise_and_no_share_of_noise_is_cut_to_the_range(
+    campaign: CampaignConfig,
+) -> None:
     masked = of_site(campaign)
     noised = site_noised(arrays(0.5), masked, 1.0, names=("recogniser.b",))
     assert not noised["enhancer.a"].any()
     assert noised["recogniser.b"].all()
     narrow = replace(masked, secagg=replace(masked.secagg, range=0.25))
-    assert max(abs(values).max() for values in site_noised(arrays(0.0), narrow, 1.0).values()) == 0.25
+    shares = np.concatenate([values.ravel() for values in site_noised(arrays(0.0, 20_000), narrow, 1.0).values()])
+    assert float(shares.std()) == pytest.approx(1 / 3**0.5, rel=0.02)
 
 
 @pytest.mark.parametrize("multiplier", [0.0, -1.0, float("nan")])
@@ -223,15 +228,50 @@ def test_a_generator_is_not_trained_under_privacy(campaign: CampaignConfig) -> N
             replace(private, generate=replace(private.generate, kind="emit-diff"))
 
 
-def test_a_sites_record_tells_no_loss_and_gives_every_array_every_site() -> None:
-    whole = {
-        "loss_enhance": 0.1, "gate_open_rate": 0.5, "samples": 16.0, "learning_rate": 0.01, "seconds": 2.0,
-        "images.encoder": 16.0, "images.decoder": 0.0,
+def of_hospital(
+    campaign: CampaignConfig, setup: SiteSetup, monkeypatch: pytest.MonkeyPatch, trained: Callable[..., Any]
+) -> tuple[dict[str, float], Arrays, Arrays]:
+    """A round of privacy=site in which `trained` is what the training comes to: record, weights before and after."""
+    monkeypatch.setattr(charged, "train_round", trained)
+    networks = build_networks(campaign)
+    before = to_arrays(networks)
+    training, state, multiplier = charged.train_charged(networks, disc_slices(8), campaign, setup, round=1)
+    assert state is None
+    assert multiplier == training["privacy.multiplier"] == read_ledger(setup.home or Path())[-1].multiplier
+    return dict(training), before, to_arrays(networks)
+
+
+def test_a_sites_record_is_the_same_whatever_its_images_are_and_counts_every_site_in_every_array(
+    campaign: CampaignConfig, tmp_path: Path, machine: MachineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = of_site(campaign, noise_multiplier=2.0)
+    told = {
+        "loss_enhance": 0.1, "gate_open_rate": 0.5, "samples": 3.0, "learning_rate": 9.0, "seconds": 2.0,
+        "images.encoder": 3.0, "images.decoder": 0.0,
     }  # fmt: skip
-    assert covered(whole, 1.5) == {
-        "samples": 16.0, "learning_rate": 0.01, "images.encoder": 16.0, "images.decoder": 16.0,
-        "privacy.multiplier": 1.5,
-    }  # fmt: skip
+    setup = setup_of(tmp_path, machine)
+    record, _, _ = of_hospital(named, setup, monkeypatch, lambda *_, **__: (told, None))
+    nothing, _, _ = of_hospital(named, setup, monkeypatch, lambda *_, **__: ({"samples": 0.0}, None))
+    assert record == nothing
+    parts = {"images.encoder", "images.decoder", "images.diagnosis"}
+    assert record.keys() == {"samples", "learning_rate", "privacy.multiplier", *parts}
+    images = {part.removeprefix("images."): int(record[part]) for part in parts}
+    weights = weights_of(to_arrays(build_networks(named)), int(record["samples"]), images, named)
+    assert set(weights.values()) == {1}
+
+
+def test_a_site_whose_training_fails_says_so_to_nobody_and_moves_nothing(
+    campaign: CampaignConfig, tmp_path: Path, machine: MachineConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflows(networks: Networks, *_: Any, **__: Any) -> None:
+        load_arrays(networks, {name: values + 1 for name, values in to_arrays(networks).items()})
+        raise DataError("a loss or gradient is not finite")
+
+    setup, named = setup_of(tmp_path, machine), of_site(campaign, noise_multiplier=2.0)
+    failed, before, after = of_hospital(named, setup, monkeypatch, overflows)
+    assert all((before[name] == values).all() for name, values in after.items())
+    went_well, _, _ = of_hospital(named, setup, monkeypatch, lambda *_, **__: ({}, None))
+    assert failed == went_well
 
 
 # --------------------------------------------------------------------------------------------------------- a rehearsal

@@ -13,9 +13,10 @@ import pytest
 
 from client import protect, sessions
 from client.site import SiteSetup
-from shared.config import CampaignConfig, MachineConfig, SecAggConfig, StrategyConfig, campaign_digest
+from shared.config import CampaignConfig, MachineConfig, PrivacyConfig, SecAggConfig, StrategyConfig, campaign_digest
 from shared.errors import DataError, RefusedError
-from shared.masking import start_digest
+from shared.masking import grid_of, start_digest
+from shared.secagg.fixed_point import add_packed, mean
 from shared.secagg.protocol import SiteSession, Terms, new_session
 from shared.trust.identity import create_identity
 from shared.types import Arrays, Moments, Offered, Plan, Revealed, SiteCard, Update
@@ -123,6 +124,37 @@ def test_a_masked_update_tells_counts_and_metrics_and_no_value(
     assert list(received.head.shapes) == list(LEARNED)
     assert len(received.masked) == 5 * 10
     assert len(set(received.masked)) > 20, "equal values do not look equal"
+
+
+def test_a_share_of_noise_beyond_the_range_is_sent_whole_and_not_cut(
+    masked: CampaignConfig, sites: dict[str, SiteSetup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the masks left out: what three sites send adds up to the sum of their shares, beyond the range."""
+    private = replace(
+        masked,
+        privacy=PrivacyConfig(kind="site"),
+        strategy=replace(masked.strategy, weight_by="equal"),
+        secagg=replace(masked.secagg, range=0.5),
+    )
+    shares = iter([0.75, -1.5, 1.0])
+    monkeypatch.setattr("client.privacy.normal", lambda count, *_: np.full(count, next(shares)))
+    monkeypatch.setattr("shared.secagg.masks.apply", lambda *_, **__: None)
+    terms, still = terms_of(private), replace(UPDATE, noise_multiplier=5.0, difference=zeros(LEARNED))
+    offers = offers_of(private, sites, terms)
+    total = np.zeros(10, np.uint64)
+    for name, setup in sites.items():
+        plan_of = plan(private, "train", terms, offers=offers)
+        received = read_answer(protect.protected(replace(still, site=name), plan_of, setup, private)[0])
+        assert isinstance(received, ReceivedMasked)
+        add_packed(total, received.masked)
+    shapes = {name: values.shape for name, values in LEARNED.items()}
+    opened = mean(total, shapes, dict.fromkeys(shapes, 3), grid_of(private, 3))
+    for values in opened.values():
+        np.testing.assert_allclose(3 * values, 0.25, rtol=1e-6)
+
+
+def zeros(values: Arrays) -> Arrays:
+    return {name: np.zeros_like(one) for name, one in values.items()}
 
 
 @pytest.mark.parametrize(

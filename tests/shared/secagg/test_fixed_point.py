@@ -68,6 +68,23 @@ def test_a_value_beyond_the_range_is_told_by_array_and_never_by_value(bad: float
     assert "4.001" not in str(caught.value)
 
 
+@pytest.mark.parametrize("values", [(9.5, -14.25, 3.0), (-1e6, 1e6, 0.5), (4.0, 4.0, 4.0), (4.0, 4.0, 5.0)])
+def test_shares_that_wrap_around_add_up_to_what_their_sum_wraps_to(values: tuple[float, ...]) -> None:
+    """By exact integers; the sum itself comes back where it lies within three times the range."""
+    grid = grid_for(4.0, 3)
+    vectors = [quantise(arrays(a=[value]), {"a": 1}, grid, wraps=True) for value in values]
+    total = sum(vectors, start=np.zeros(1, np.uint64)) % np.uint64(MODULO)
+    assert int(total[0]) == sum(round(value / grid.step) for value in values) % MODULO
+    back = 3 * float(mean(total, {"a": (1,)}, {"a": 3}, grid)["a"][0])
+    assert (back == pytest.approx(sum(values), rel=1e-6)) == (abs(sum(values)) <= 12)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e30])
+def test_what_is_no_integer_is_refused_where_shares_wrap_around(bad: float) -> None:
+    with pytest.raises(DataError, match="array 'a'"):
+        quantise(arrays(a=[bad]), {"a": 1}, GRID, wraps=True)
+
+
 @pytest.mark.parametrize("weight", [-1, 1001])
 def test_a_weight_that_the_grid_was_not_made_for_is_told(weight: int) -> None:
     with pytest.raises(DataError, match="weight of array 'a'"):
