@@ -118,7 +118,7 @@ def conditions(
     with torch.inference_mode():
         hint_BCHW = hint_of(
             campaign.generate, image_BCHW, mask_BHW, len(campaign.data.masks), generator.hed,
-            relabelled_B=asks.relabelled_S.to(device),
+            has_mask_B=slices.has_mask_N[asks.source_S], relabelled_B=asks.relabelled_S.to(device),
         )  # fmt: skip
     acquired = [slices.acquired[int(source)] for source in asks.source_S] if slices.acquired else []
     return hint_BCHW, prompt_tokens(campaign, acquired, asks.diagnosis_S)

@@ -174,13 +174,16 @@ def _hints(
 ) -> Tensor:
     del machine, digest
     device = generator.latents.scale.device
-    batches = zip(torch.split(slices.clean_NCHW, BATCH_SIZE), torch.split(slices.mask_NHW, BATCH_SIZE), strict=True)
+    columns = (slices.clean_NCHW, slices.mask_NHW, slices.has_mask_N)
+    batches = zip(*(torch.split(column, BATCH_SIZE) for column in columns), strict=True)
     return torch.cat(
         [
-            hint_of(generate, image.to(device), mask.long().to(device), num_masks, generator.hed).float().cpu()
-            for image, mask in batches
+            hint_of(
+                generate, image.to(device), mask.long().to(device), num_masks, generator.hed, has_mask_B=known
+            ).float().cpu()
+            for image, mask, known in batches
         ]
-    )
+    )  # fmt: skip
 
 
 def draw_latents(tables: Tables, slices: Slices, chosen_B: Tensor, campaign: CampaignConfig, rngs: Randoms) -> Latents:

@@ -104,7 +104,8 @@ class GenerateConfig:
     """A local safetensors file. A place, not an agreement: outside the digest."""
     contour: Literal["none", "channel", "merged", "filled"] = "filled"
     """How the hint shows the mask. channel: outlines of its classes in a channel beside the edges; merged: outlines
-    added to the edges, as published; filled: a channel per class, 1 inside of it."""
+    added to the edges, as published; filled: background and classes, a channel each, 1 inside; all 0 where the mask
+    is not known."""
     box: bool = False
     """The bounding box of the mask's last class as a further channel of the hint."""
     text: Literal["none", "embedding", "sentence"] = "embedding"
@@ -137,9 +138,9 @@ class GenerateConfig:
         return self.kind != "none"
 
     def hint_channels(self, num_masks: int) -> int:
-        """Edges (with the outlines, where merged), then outlines or one per mask class, then box."""
+        """Edges (with the outlines, where merged), then outlines or background and classes, then box."""
         first = self.edges != "none" or self.contour == "merged"
-        shown = {"channel": 1, "filled": num_masks}.get(self.contour, 0)
+        shown = {"channel": 1, "filled": num_masks + 1 if num_masks else 0}.get(self.contour, 0)
         return int(first) + shown + int(self.box)
 
     @property

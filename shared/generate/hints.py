@@ -1,7 +1,7 @@
 """Images and masks in, hints out: the edges, outlines, masks and boxes that a ControlNet steers by.
 
 Channels, in this order, of GenerateConfig.hint_channels: edges (with outlines in them, where contour=merged), outlines
-by class (contour=channel) or the classes themselves (filled), box. An image that has no mask has none of the last two.
+by class (contour=channel) or background and classes (filled), box. An image that has no mask has none of the last two.
 The same function makes the hints of training and of drawing, so that both see the same, and nothing in it is random.
 """
 
@@ -25,11 +25,13 @@ def hint_of(
     num_masks: int,
     hed: nn.Module | None,
     *,
+    has_mask_B: Tensor | None = None,
     without_edges_B: Tensor | None = None,
     relabelled_B: Tensor | None = None,
 ) -> Tensor:
     """(B, hint_channels, H, W) in [0, 1], from images on the campaign's scale and masks of codes 0 .. `num_masks`.
 
+    `has_mask_B`: images whose mask is known (None: all); of one that is not, a mask of background says nothing.
     `without_edges_B`: images that have no edges. `relabelled_B`: images for which another diagnosis is asked, whose
     edges in and within 2 px of the mask's last class (what the diagnosis is of) are left out; its outline stays.
     """
@@ -46,8 +48,10 @@ def hint_of(
         channels = [(edges_B1HW + outline_B1HW).clamp(0, 1) for edges_B1HW in channels] or [outline_B1HW]
     if generate.contour == "channel":
         channels.append(outline(mask_BHW, num_masks).to(image_BCHW))
-    if generate.contour == "filled":
-        channels.append(filled(mask_BHW, num_masks).to(image_BCHW))
+    if generate.contour == "filled" and num_masks:
+        known_B = has_mask_B if has_mask_B is not None else torch.ones(len(mask_BHW), dtype=torch.bool)
+        filled_BKHW = filled(mask_BHW, num_masks) * known_B.to(mask_BHW.device)[:, None, None, None]
+        channels.append(filled_BKHW.to(image_BCHW))
     if generate.box:
         channels.append(box(mask_BHW, num_masks).to(image_BCHW))
     hint_BCHW = torch.cat(channels, dim=1)
@@ -73,8 +77,8 @@ def outline(mask_BHW: Tensor, num_masks: int) -> Tensor:
 
 
 def filled(mask_BHW: Tensor, num_masks: int) -> Tensor:
-    """(B, num_masks, H, W), 0 or 1: a channel per class, without the background."""
-    codes_K = torch.arange(1, num_masks + 1, device=mask_BHW.device)
+    """(B, num_masks + 1, H, W), 0 or 1: background and classes, a channel each."""
+    codes_K = torch.arange(num_masks + 1, device=mask_BHW.device)
     return (mask_BHW[:, None] == codes_K[:, None, None]).float()
 
 

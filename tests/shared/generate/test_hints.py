@@ -84,7 +84,7 @@ def test_every_option_has_its_channels_in_the_order_of_the_config(edges: str, co
         expected = [(torch.cat([*expected, label_outline(labels())], 1)).sum(1, keepdim=True).clamp(0, 1)]
     expected += [outline(labels(), MASKS)] if contour == "channel" else []
     if contour == "filled":
-        expected += [torch.stack([labels() == code for code in range(1, MASKS + 1)], dim=1).float()]
+        expected += [torch.stack([labels() == code for code in range(MASKS + 1)], dim=1).float()]
     expected += [box(labels(), MASKS)] if boxed else []
     torch.testing.assert_close(hint_BCHW, torch.cat(expected, 1))
     assert torch.equal(hint_BCHW, hint_of(generate, images(), labels(), MASKS, hed)), "drawing sees what training saw"
@@ -93,7 +93,18 @@ def test_every_option_has_its_channels_in_the_order_of_the_config(edges: str, co
 @pytest.mark.parametrize("contour", ["channel", "filled"])
 def test_an_image_without_mask_has_no_outline_and_no_box(contour: str) -> None:
     generate = replace(OFF, contour=contour, box=True)  # type: ignore[arg-type]
-    assert hint_of(generate, images(), labels(), MASKS, None)[2].count_nonzero() == 0
+    known_B = torch.tensor([True, True, False])
+    hint_BCHW = hint_of(generate, images(), labels(), MASKS, None, has_mask_B=known_B)
+    assert hint_BCHW[2].count_nonzero() == 0
+    assert hint_BCHW[:2].flatten(1).any(1).all()
+
+
+def test_a_known_mask_of_background_is_told_from_no_mask() -> None:
+    generate = replace(OFF, contour="filled")
+    nothing_BHW = torch.zeros(3, 32, 24, dtype=torch.int64)
+    known_B = torch.tensor([True, False, True])
+    hint_BCHW = hint_of(generate, images(), nothing_BHW, MASKS, None, has_mask_B=known_B)
+    assert hint_BCHW.flatten(1).sum(1).tolist() == [32 * 24, 0, 32 * 24]
 
 
 def test_a_campaign_without_masks_has_empty_outlines() -> None:

@@ -51,7 +51,7 @@ def parameters(built: Generator) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    ("size", "without", "with_controlnet"), [("S", 1_187_804, 1_718_844), ("M", 4_794_588, 6_703_932)]
+    ("size", "without", "with_controlnet"), [("S", 1_187_804, 1_719_996), ("M", 4_794_588, 6_705_084)]
 )
 def test_a_generator_is_as_large_as_its_config_says(
     campaign: CampaignConfig, size: str, without: int, with_controlnet: int
@@ -80,7 +80,7 @@ def test_images_of_any_size_lie_on_a_canvas_and_come_back(
     with torch.inference_mode():
         latent_BCHW = built.encode(image_BCHW)
         decoded_BCHW = built.decode(latent_BCHW)
-        hint_BCHW = torch.rand(BATCH, 3, *size, generator=generator(0, "hint"))
+        hint_BCHW = torch.rand(BATCH, 4, *size, generator=generator(0, "hint"))
         embedding_BCHW = built.hint_embedding(hint_BCHW)
         told_BCHW = built.denoiser(latent_BCHW, torch.tensor([3, 999]), built.prompts(torch.ones(2, 3).long()))
     assert latent_BCHW.shape == (BATCH, *built.latent_shape)
@@ -134,7 +134,7 @@ def told(built: Generator, hint_BCHW: Tensor | None) -> Tensor:
 @pytest.mark.parametrize("levels", ["S", "M"])
 def test_at_its_start_a_controlnet_changes_nothing(campaign: CampaignConfig, levels: str) -> None:
     built = build_generator(generating(campaign, size=levels))
-    hint_BCHW = torch.rand(BATCH, 3, 32, 32, generator=generator(0, "hint"))
+    hint_BCHW = torch.rand(BATCH, 4, 32, 32, generator=generator(0, "hint"))
     with torch.inference_mode():
         assert torch.equal(told(built, hint_BCHW), told(built, None))
         for joint in (*built.controlnet.controlnet_down_blocks, built.controlnet.controlnet_mid_block):
@@ -143,7 +143,7 @@ def test_at_its_start_a_controlnet_changes_nothing(campaign: CampaignConfig, lev
 
 
 def test_from_its_start_a_controlnet_learns_the_joints_and_then_the_hint(built: Generator) -> None:
-    hint_BCHW = torch.rand(BATCH, 3, 32, 32, generator=generator(0, "hint"))
+    hint_BCHW = torch.rand(BATCH, 4, 32, 32, generator=generator(0, "hint"))
     with torch.no_grad():  # a fresh denoiser ends in a convolution of zeros, through which nothing is felt
         built.denoiser.out[2].conv.weight.normal_(generator=generator(0, "out"))
     optimiser = torch.optim.SGD(built.controlnet.parameters(), lr=1.0)
@@ -179,7 +179,7 @@ def test_a_hint_embedding_is_what_the_controlnet_adds_inside(campaign: CampaignC
     embed = built.controlnet.controlnet_cond_embedding
     with torch.no_grad():
         embed.conv_out.conv.weight.normal_(generator=generator(0, "joint"))
-        hint_BCHW = torch.rand(BATCH, 3, 40, 24, generator=generator(0, "hint"))
+        hint_BCHW = torch.rand(BATCH, 4, 40, 24, generator=generator(0, "hint"))
         handle = embed.register_forward_hook(lambda _, __, found: added.append(found))
         told(built, hint_BCHW)
         handle.remove()

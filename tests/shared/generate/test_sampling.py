@@ -53,7 +53,7 @@ def generator() -> Generator:
 
 
 def hints(generator: Generator, count: int) -> Tensor:
-    return torch.rand(count, 3, *generator.size, generator=torch.Generator().manual_seed(1))
+    return torch.rand(count, 4, *generator.size, generator=torch.Generator().manual_seed(1))
 
 
 def tokens(count: int) -> Tensor:

@@ -38,7 +38,7 @@ def generator() -> Generator:
 
 
 def test_monais_inferer_draws_our_images_of_ddim(generator: Generator) -> None:
-    hint = torch.rand(2, 3, 24, 32, generator=torch.Generator().manual_seed(1))
+    hint = torch.rand(2, 4, 24, 32, generator=torch.Generator().manual_seed(1))
     token, seeds = torch.tensor([[2, 2, 2], [2, 2, 3]]), [4, 5]
     theirs = sampling.inferred(generator, hint, token, seeds, 4, 3.0)
     draw = DrawConfig(sampler="ddim", steps=4, guidance=3.0)
