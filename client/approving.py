@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from client.folder import SiteFolder
 from client.pins import Compared, check_pins, compare, read_pins, same_keys
-from client.rules import SiteRules, has_left, read_rules
+from client.rules import SiteRules, check_rounds, has_left, read_rules
 from shared.errors import RefusedError
 from shared.manifest import Manifest, SignedManifest, check_derived, verified
 from shared.trust.identity import PublicIdentity, load_identity
@@ -77,11 +77,7 @@ def check_rules(manifest: Manifest, rules: SiteRules, *, visible: bool = False) 
             f"the campaign has {sites} sites, and this site's rules open no sum of fewer than {rules.minimum_cohort} "
             "(minimum_cohort); ask for a campaign of more sites"
         )
-    if rules.max_rounds is not None and campaign.total_rounds > rules.max_rounds:
-        raise RefusedError(
-            f"the campaign has {campaign.total_rounds} rounds, and this site's rules allow {rules.max_rounds} "
-            "(max_rounds)"
-        )
+    check_rounds(campaign.total_rounds, rules)
     total = rules.epsilon_total
     if total is not None and not (campaign.privacy.on and campaign.privacy.epsilon <= total):
         asked = f"epsilon {campaign.privacy.epsilon:g}" if campaign.privacy.on else "no differential privacy"

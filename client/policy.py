@@ -29,12 +29,14 @@ from client import privacy
 from client.approvals import approvals, check_bundle
 from client.folder import read
 from client.pins import same_keys
-from client.rules import SiteRules, is_paused, why_silent
-from shared.config import CampaignConfig, agreed_phase, campaign_digest, load_campaign
+from client.rules import SiteRules, check_rounds, is_paused, why_silent
+from client.update import agreed_of, check_round
+from shared.config import CampaignConfig, campaign_digest
 from shared.errors import RefusedError
-from shared.leaving import DIGITS, Figure, Leaves, leaving_in
+from shared.leaving import DIGITS, Figure, Leaves, counts, leaving_in
 from shared.manifest import SignedManifest, check_version
 from shared.metrics import one_per_test
+from shared.secagg.fixed_point import BYTES
 from shared.types import Plan
 from shared.wire.arrays import npy_header
 from shared.wire.messages import ADDED, MASKED, MAX_COUNT, Record, header_bytes
@@ -56,8 +58,6 @@ _FIELDS = {
     "offer": ("site", "round", "offer"),
     "reveal": ("site", "round", "reveal"),
 }
-_MASKED_BYTES = 5  # per value: shared.secagg.fixed_point.BITS / 8
-
 
 # ------------------------------------------------------------------------------------------- the door in
 
@@ -81,36 +81,18 @@ def admitted(plan: Plan, setup: SiteSetup) -> None:
     """
     if setup.paused:  # (1)
         raise RefusedError(why_silent(setup.home or setup.store.parent, setup.name))
-    whole, campaign = _agreed(plan, setup)  # (2)
+    agreed, campaign = agreed_of(plan, setup)  # (2)
+    whole = campaign_digest(agreed)
     manifest = setup.manifests.get(whole)
     if manifest is None and setup.rules is not None:
         raise RefusedError(f"campaign {whole[:12]} was approved without a signed manifest; approve the signed file")
     if manifest is not None:  # (3)
         _check_manifest(plan, setup, manifest)
-    _check_round(plan, campaign, setup)  # (4)
-    if setup.rules is not None:  # (5)
-        _check_patients(setup.store, setup.rules)
+    check_round(plan, campaign)  # (4)
+    if setup.rules is not None:
+        check_rounds(agreed.total_rounds, setup.rules)
+        _check_patients(setup.store, setup.rules)  # (5)
     _check_cohort(plan, campaign, setup, manifest)  # (6)
-
-
-def _agreed(plan: Plan, setup: SiteSetup) -> tuple[str, CampaignConfig]:
-    """Digest of the whole campaign, and the phase of it that the plan is of."""
-    for whole, file in setup.approved.items():
-        campaign = _phase_of(file, whole, plan.config_digest)
-        if campaign is not None:
-            return whole, campaign
-    raise RefusedError(
-        f"campaign {plan.config_digest[:12]} is not approved at {setup.name}; its operator decides: wardround-site "
-        "approve"
-    )
-
-
-@lru_cache(maxsize=256)
-def _phase_of(file: Path, whole: str, digest: str) -> CampaignConfig | None:
-    campaign = load_campaign(file)
-    if campaign_digest(campaign) != whole:
-        raise RefusedError(f"the approved file of campaign {whole[:12]} was changed since; approve it again")
-    return agreed_phase(campaign, digest)
 
 
 def _check_manifest(plan: Plan, setup: SiteSetup, signed: SignedManifest) -> None:
@@ -125,16 +107,6 @@ def _check_manifest(plan: Plan, setup: SiteSetup, signed: SignedManifest) -> Non
         raise RefusedError(f"{setup.name} is not among the sites that the manifest names")
     if setup.identity is not None and not same_keys(own, setup.identity.public):
         raise RefusedError(f"the manifest has other keys for {setup.name} than this site's own; ask for a new manifest")
-
-
-def _check_round(plan: Plan, campaign: CampaignConfig, setup: SiteSetup) -> None:
-    rounds = campaign.rounds.rounds
-    last = rounds if plan.action in ("offer", "train", "unmask") else rounds + 1
-    if not 1 <= plan.round <= last:
-        raise RefusedError(f"the approved campaign has {rounds} rounds; expected 1 to {last}, got round {plan.round}")
-    most = setup.rules.max_rounds if setup.rules else None
-    if most is not None and campaign.total_rounds > most:
-        raise RefusedError(f"{setup.name} takes part in at most {most} rounds of a campaign; this one has more")
 
 
 @lru_cache(maxsize=8)
@@ -208,7 +180,7 @@ def permitted(record: Record, plan: Plan, setup: SiteSetup) -> Record:
     wanted = {*_FIELDS[kind], *(("added",) if kind == "update" and promoted else ())}
     if header.keys() != wanted:
         raise RefusedError("withheld: the answer has a field that is not on the list, or lacks one")
-    whole, campaign = _agreed(plan, setup)
+    agreed, campaign = agreed_of(plan, setup)
     if header["site"] != setup.name or header.get("round", plan.round) != plan.round:
         raise RefusedError("withheld: the answer bears another site's name, or another round")
     if kind == "card":
@@ -216,7 +188,7 @@ def permitted(record: Record, plan: Plan, setup: SiteSetup) -> Record:
     if kind in ("offer", "reveal"):
         return Record(header_bytes(kind, header | {kind: _exchanged(kind, header[kind])}), _no_arrays(record))
     leaves = leaving_in(campaign, {name: values.shape for name, values in plan.weights.items()})
-    signed = setup.manifests.get(whole)
+    signed = setup.manifests.get(campaign_digest(agreed))
     if signed is not None and not _is_listed(leaves, signed, campaign):
         raise RefusedError(
             "withheld: what this version lets leave is not what was approved; approve the campaign again"
@@ -244,8 +216,6 @@ def _no_arrays(record: Record) -> dict[str, bytes]:
 
 
 def _card(header: dict[str, Any], plan: Plan, campaign: CampaignConfig) -> dict[str, Any]:
-    from shared.leaving import counts
-
     named = counts(campaign)
     if header["counts"].keys() != set(named) or not all(_is_count(header["counts"][name]) for name in named):
         raise RefusedError("withheld: a count that is not on the list, or is no whole number")
@@ -398,7 +368,7 @@ def _masked(
         raise RefusedError("withheld: the masked values stand for arrays that are not on the list of what may leave")
     if record.arrays.keys() != {MASKED}:
         raise RefusedError("withheld: an array beside the masked values")
-    size = _MASKED_BYTES * sum(math.prod(shape) for shape in shapes.values())
+    size = BYTES * sum(math.prod(shape) for shape in shapes.values())
     if len(record.arrays[MASKED]) != size or header["shapes"] != {MASKED: [size]}:
         raise RefusedError(f"withheld: the masked values must be {size} bytes, as many as the arrays take")
     if header["session"] != plan.secagg["terms"].get("session"):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from shared.checkpoint import write_atomically
 from shared.config import build
-from shared.errors import ConfigError, DataError
+from shared.errors import ConfigError, DataError, RefusedError
 
 RULES = "rules.json"
 PAUSED = "paused"
@@ -75,6 +75,14 @@ def changed(rules: SiteRules, overrides: Sequence[str]) -> SiteRules:
         except ValueError:
             raise ConfigError(f"{key} takes a number, true, false or null; got {text!r}") from None
     return replace(rules, **asdict(build(SiteRules, values, RULES)))
+
+
+def check_rounds(rounds: int, rules: SiteRules) -> None:
+    """RefusedError for a campaign of more rounds, all phases together, than the rules allow."""
+    if rules.max_rounds is not None and rounds > rules.max_rounds:
+        raise RefusedError(
+            f"the campaign has {rounds} rounds, and this site's rules allow {rules.max_rounds} (max_rounds)"
+        )
 
 
 # ------------------------------------------------------------------------------------------- standing

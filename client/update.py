@@ -63,7 +63,7 @@ def answer(plan: Plan, setup: SiteSetup, *, on_step: OnStep | None = None) -> Si
     """Do what the plan says; raises RefusedError or DataError, whose text may cross the site's border."""
     if plan.action in ("offer", "unmask"):
         _, campaign = agreed_of(plan, setup)
-        _check_round(plan, campaign)
+        check_round(plan, campaign)
         return (offered if plan.action == "offer" else revealed)(plan, setup, campaign)
     opened = _opened(setup, plan.config_digest)
     if plan.action == "handshake":
@@ -97,12 +97,13 @@ def _check_plan(plan: Plan, opened: Opened) -> None:
             f"expected architecture {opened.architecture_digest[:12]}, got {plan.architecture_digest[:12]}; "
             "coordinator and site must run the same version of Wardround"
         )
-    _check_round(plan, opened.campaign)
+    check_round(plan, opened.campaign)
 
 
-def _check_round(plan: Plan, campaign: CampaignConfig) -> None:
+def check_round(plan: Plan, campaign: CampaignConfig) -> None:
+    """RefusedError for a round that the campaign does not have; after the last one its weights are judged."""
     rounds = campaign.rounds.rounds
-    last = rounds + 1 if plan.action == "evaluate" else rounds
+    last = rounds if plan.action in ("offer", "train", "unmask") else rounds + 1
     if not 1 <= plan.round <= last:
         raise RefusedError(f"the approved campaign has {rounds} rounds; expected 1 to {last}, got round {plan.round}")
 

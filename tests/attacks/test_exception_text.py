@@ -173,7 +173,6 @@ def test_a_store_that_is_gone_or_locked_is_told_of_without_its_place(setup: Site
     plan = plan_of(setup)
     file.write_text(SECRET)
     update.forget()
-    client.policy._phase_of.cache_clear()  # type: ignore[attr-defined]
     assert asked(plan, setup).error in ("ConfigError", "RefusedError")
     silent(log)
 

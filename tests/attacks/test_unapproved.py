@@ -187,6 +187,11 @@ def test_too_few_patients_are_told_of_by_their_lack_alone(site: SiteFolder, sign
     refuses(site, plan_of(signed, "handshake"), setup, "fewer patients than its own rules ask for")
 
 
+def test_rules_that_became_stricter_hold_from_the_next_message_on(site: SiteFolder, signed: SignedManifest) -> None:
+    setup = replace(approve(site, signed), rules=SiteRules(max_rounds=1))
+    refuses(site, plan_of(signed, round=1), setup, "has 2 rounds, and this site's rules allow 1")
+
+
 def test_a_paused_site_answers_nothing_and_goes_on_when_told_to(site: SiteFolder, signed: SignedManifest) -> None:
     approve(site, signed)
     pause(site.folder, NOW)
