@@ -43,10 +43,11 @@ def charge(setup: SiteSetup, campaign: CampaignConfig, round: int, train_patient
     """Charge one attempt at 1-based `round` to the site's ledger; returns the noise multiplier to train it with.
 
     `train_patients` counts the patients of the training split; it is taken as known (a site's card tells it). Raises
-    RefusedError where the campaign's epsilon or the site's own total (rules.json) would be passed, and DataError for a
-    ledger that is damaged; nothing may be computed then.
+    RefusedError where the campaign's epsilon or the site's own total (rules.json) would be passed, or its delta is too
+    large for so many patients, and DataError for a ledger that is damaged; nothing may be computed then.
     """
     home = _home(setup)
+    _check_delta(campaign, train_patients)
     with held(home):
         charges = read_ledger(home)
         mine = of_campaign(charges, campaign_digest(campaign))
@@ -150,6 +151,17 @@ def _multiplier(campaign: CampaignConfig, past: Sequence[Steps], one: Steps, rou
             "and what is left would drown in noise; approve a new campaign with an epsilon of its own"
         )
     return found
+
+
+def _check_delta(campaign: CampaignConfig, train_patients: int) -> None:
+    """With a delta of 1 / patients it would be allowed to tell all of one of them, drawn at random (Dwork, Roth. The
+    Algorithmic Foundations of Differential Privacy. 2014, section 2.3)."""
+    privacy = campaign.privacy
+    if privacy.kind == "patient" and privacy.delta * train_patients >= 1:
+        raise RefusedError(
+            f"privacy.delta={privacy.delta:g} promises little where {train_patients} patients train: it must be below "
+            f"1 / {train_patients}; agree on a campaign with a smaller one"
+        )
 
 
 def _check_campaign(charges: Sequence[Charge], campaign: CampaignConfig) -> None:

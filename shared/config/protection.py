@@ -54,6 +54,7 @@ class PrivacyConfig:
     kind: Literal["none", "patient", "site"] = "none"
     epsilon: float = 8.0
     delta: float = 1e-5
+    """kind=patient: below 1 / training patients; a site that has more of them does not train."""
     clip_norm: float = 1.0
     """L2 norm that one unit's contribution is cut to: of the summed gradient of a patient, or of a site's update."""
     noise_multiplier: float | None = None

@@ -164,6 +164,19 @@ def test_the_charge_is_on_the_disk_before_training_begins(
     assert given["compare"] is False
 
 
+def test_a_delta_that_lets_one_of_the_patients_be_told_is_refused_before_anything_is_charged(
+    campaign: CampaignConfig, tmp_path: Path, machine: MachineConfig
+) -> None:
+    wide = replace(campaign, privacy=replace(campaign.privacy, delta=1e-2))
+    setup = setup_of(tmp_path, machine)
+    for patients in (100, 101):
+        with pytest.raises(RefusedError, match=f"delta=0.01 promises little where {patients} patients train"):
+            charge(setup, wide, 1, patients)
+    assert read_ledger(tmp_path) == ()
+    charge(setup, wide, 1, 99)
+    assert len(read_ledger(tmp_path)) == 1
+
+
 def test_a_small_site_draws_everybody_and_one_without_patients_is_refused(campaign: CampaignConfig) -> None:
     assert one_round(campaign, 3, multiplier=1.0).rate == 1.0
     assert one_round(campaign, 40, multiplier=1.0) == Steps(1.0, 0.1, 4)
