@@ -35,7 +35,7 @@ from shared.trust.identity import PublicIdentity, verify
 from shared.trust.invitations import join_statement, renew_statement
 from shared.trust.site_certificates import SiteCertificate
 from shared.wire.enrol import enrol_pb2, enrol_pb2_grpc
-from shared.wire.enrol.limits import CHUNK, LONGEST_CALL_S, SERVER_OPTIONS, bounded_json
+from shared.wire.enrol.limits import CHUNK, JOIN_OPTIONS, LONGEST_CALL_S, SERVER_OPTIONS, bounded_json
 
 WORKERS = 8
 GUESSES = 10
@@ -191,7 +191,8 @@ def start(coordinator: Coordinator, bind: str, clock: Clock) -> list[Any]:
         (EnrolmentService, enrol_pb2_grpc.add_EnrolmentServicer_to_server, coordinator.join_port, False),
         (SiteService, enrol_pb2_grpc.add_SiteServicer_to_server, coordinator.services_port, True),
     ):
-        server = grpc.server(ThreadPoolExecutor(WORKERS), options=SERVER_OPTIONS, maximum_concurrent_rpcs=2 * WORKERS)
+        options = SERVER_OPTIONS if mutual else JOIN_OPTIONS
+        server = grpc.server(ThreadPoolExecutor(WORKERS), options=options, maximum_concurrent_rpcs=2 * WORKERS)
         add(service(coordinator, clock), server)
         host = f"[{bind}]" if ":" in bind else bind
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 import re
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from shared.trust.identity import Identity, create_identity, sign
 from shared.trust.invitations import Invitation, join_statement, read_invitation, renew_statement
 from shared.trust.site_certificates import ORGANISATION, create_request, issue_site
 from shared.wire.enrol import enrol_pb2, enrol_pb2_grpc
+from shared.wire.enrol.limits import JOIN_OPTIONS
 
 NOW = dt.datetime.now(dt.UTC)
 
@@ -460,3 +462,39 @@ def test_a_key_that_others_can_read_stops_every_command(world: World, name: str)
             read(world.site.folder)
     finally:
         path.chmod(0o600)
+
+
+# ------------------------------------------------------------------------------------------- calls that send nothing
+
+
+def test_calls_to_join_that_send_nothing_are_ended_and_the_port_answers_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody may begin a call, and each holds a worker until its connection is too old."""
+    ages = {"grpc.max_connection_age_ms", "grpc.max_connection_age_grace_ms"}
+    assert all(value <= 20_000 for key, value in JOIN_OPTIONS if key in ages)
+    assert ages <= dict(JOIN_OPTIONS).keys()
+    quick = [(key, 300 if key in ages else value) for key, value in JOIN_OPTIONS]
+    monkeypatch.setattr(enrol, "JOIN_OPTIONS", quick)
+    coordinator = replace(world.coordinator, join_port=free_port(), services_port=free_port())
+    servers = enrol.start(coordinator, "127.0.0.1", lambda: world.now)
+    credentials = grpc.ssl_channel_credentials(coordinator.authority.read_bytes())
+    target, over = f"127.0.0.1:{coordinator.join_port}", threading.Event()
+    channels = [
+        grpc.secure_channel(target, credentials, (("grpc.use_local_subchannel_pool", 1),))
+        for _ in range(2 * enrol.WORKERS)
+    ]
+
+    def silence() -> Iterator[bytes]:
+        over.wait(30)
+        yield from ()
+
+    try:
+        calls = [one.stream_unary("/wardround.enrol.v1.Enrolment/Join").future(silence()) for one in channels]
+        assert all(call.code() != grpc.StatusCode.OK for call in calls), "each was ended by the server"
+        held = replace(world, coordinator=coordinator)
+        refused(held, "is not one that `invite` made", lambda: call_join(held, enrol_pb2.JoinRequest()), DataError)
+    finally:
+        over.set()
+        for each in (*channels, *(server.stop(0) for server in servers)):
+            each.wait() if hasattr(each, "wait") else each.close()

@@ -27,6 +27,12 @@ SERVER_OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 60_000),
     ("grpc.so_reuseport", 0),
 )
+JOIN_OPTIONS = (
+    *SERVER_OPTIONS,
+    ("grpc.max_connection_age_ms", 10_000),
+    ("grpc.max_connection_age_grace_ms", 20_000),
+)
+"""Whoever reaches the port may begin calls and send nothing, and each holds a worker: none lives longer than this."""
 
 
 def bounded_json(text: str) -> Any:
