@@ -73,20 +73,28 @@ def _identity(coordinator: Coordinator, site: str) -> PublicIdentity:
 def make_manifest(
     coordinator: Coordinator, campaign: CampaignConfig, sites: dict[str, PublicIdentity], now: dt.datetime
 ) -> SignedManifest:
-    """Signed with what releases are signed with; raises ConfigError where the sites cannot make its quorum."""
-    check_quorum(campaign, len(sites))
+    """Signed with what releases are signed with; raises ConfigError where so many sites cannot run it."""
+    check_number(campaign, len(sites))
     with locked(coordinator.folder / "ca" / ".lock"):
         signer = release_signer(coordinator, now)
     head = last_head(coordinator.folder / LOG) or Anchor(0, START)
     return signed_manifest(campaign, sites, coordinator.authority.read_bytes(), signer, now, head)
 
 
-def check_quorum(campaign: CampaignConfig, sites: int) -> None:
+def check_number(campaign: CampaignConfig, sites: int) -> None:
+    """ConfigError for fewer sites than the quorum, or more than secure aggregation takes."""
     if sites < campaign.rounds.quorum:
         raise ConfigError(
             f"round.quorum={campaign.rounds.quorum} can never be met by {sites} sites; admit more (invite), or lower "
             "the quorum in a new campaign"
         )
+    if campaign.secagg.masked:
+        from shared.secagg.messages import LARGEST_COHORT
+
+        if sites > LARGEST_COHORT:
+            raise ConfigError(
+                f"secagg=masked adds up {LARGEST_COHORT} sites at most, and {sites} are named; name fewer (--sites)"
+            )
 
 
 def own_manifest(coordinator: Coordinator, path: Path, now: dt.datetime) -> SignedManifest:

@@ -18,7 +18,7 @@ from server import processes
 from server.bundle import write_bundle, write_run_config
 from server.folder import Coordinator
 from server.journal import events_from, size
-from server.manifests import MANIFEST, check_quorum
+from server.manifests import MANIFEST, check_number
 from server.outcome import Outcome, read_outcome, remove_outcome
 from server.records import RoundRecord, all_records
 from shared.checkpoint import write_atomically
@@ -54,7 +54,7 @@ def submit(coordinator: Coordinator, signed: SignedManifest, *, resume: bool = F
     """Prepare the run folder and start the run, at the sites that the manifest names and no others; with `resume`, on
     the checkpoints of an earlier one."""
     campaign, sites = signed.campaign, tuple(sorted(signed.manifest.sites))
-    check_quorum(campaign, len(sites))
+    check_number(campaign, len(sites))
     run_dir = coordinator.run_folder(campaign.name)
     digest = campaign_digest(campaign)
     _check_folder(run_dir, digest, resume=resume)

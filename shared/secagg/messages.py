@@ -21,7 +21,9 @@ from shared.secagg.shamir import SHARE_BYTES
 from shared.trust.identity import PublicIdentity
 from shared.trust.names import checked_name
 
-LARGEST_COHORT = 200
+LARGEST_COHORT = 150
+"""All offers go out in the header of one plan, with a share from each site for each other: they must fit in
+shared.wire.messages.MAX_HEADER_BYTES."""
 FEWEST = 2
 """With one site the sum is its update."""
 SEALED_BYTES = 2 * SHARE_BYTES + SEAL_BYTES

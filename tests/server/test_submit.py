@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from server import folder, processes, submit
-from server.manifests import make_manifest, manifest_of, named_sites, own_manifest
+from server.manifests import check_number, make_manifest, manifest_of, named_sites, own_manifest
 from server.outcome import read_outcome, write_outcome
 from server.records import write_records
-from shared.config import CampaignConfig, build, load_campaign, to_dict
+from shared.config import CampaignConfig, SecAggConfig, build, load_campaign, to_dict
 from shared.errors import ConfigError, DataError, PeerError, RefusedError
 from shared.manifest import SignedManifest
+from shared.secagg.messages import LARGEST_COHORT
 from shared.trust import keystore
 from shared.trust.identity import create_exchange_key, load_identity
 
@@ -106,6 +107,16 @@ def test_sites_that_cannot_be_are_refused_before_anything_is_signed(
     with pytest.raises(ConfigError, match=reason):
         signed(coordinator, campaign, *sites)
     assert not (coordinator.folder / "ca" / "release.crt").exists()
+
+
+def test_more_sites_than_a_masked_sum_takes_are_refused_before_the_campaign_runs(campaign: CampaignConfig) -> None:
+    masked = replace(campaign, rounds=replace(campaign.rounds, quorum=3), secagg=SecAggConfig(kind="masked"))
+    check_number(masked, LARGEST_COHORT)
+    check_number(campaign, LARGEST_COHORT + 1)
+    with pytest.raises(
+        ConfigError, match=f"adds up {LARGEST_COHORT} sites at most, and {LARGEST_COHORT + 1} are named"
+    ):
+        check_number(masked, LARGEST_COHORT + 1)
 
 
 def test_a_site_without_its_key_json_or_with_anothers_is_not_signed_for(

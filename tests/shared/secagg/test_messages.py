@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
 from collections.abc import Callable
@@ -14,9 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.errors import DataError, RefusedError, WardroundError
-from shared.secagg.messages import LARGEST_COHORT, Offer, Reveal, SiteSession, Terms, canonical
+from shared.secagg.messages import (
+    LARGEST_COHORT,
+    LONGEST_SIGNATURE,
+    SEALED_BYTES,
+    Offer,
+    Reveal,
+    SiteSession,
+    Terms,
+    canonical,
+)
 from shared.secagg.protocol import mask, reveal
 from shared.trust.identity import PublicIdentity
+from shared.wire.messages import MAX_HEADER_BYTES
 from tests.shared.secagg.cohort import Cohort, make, names, random_vectors, wired
 
 JSON = st.recursive(
@@ -54,6 +65,19 @@ def places(values: Any, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
         for key, inner in values.items():
             found += places(inner, (*path, key))
     return found
+
+
+def test_the_offers_of_the_largest_cohort_fit_in_the_header_of_a_plan() -> None:
+    """With the longest names, and room for the names and shapes of two thousand arrays."""
+    sites = [f"s{i:039d}" for i in range(LARGEST_COHORT)]
+    offer, sealed = valid()["offer"], base64.b64encode(bytes(SEALED_BYTES)).decode()
+    offers = {
+        site: offer | {"site": site, "signature": "A" * 200, "shares": {name: sealed for name in sites if name != site}}
+        for site in sites
+    }
+    assert Offer.from_json(offers[sites[0]] | {"signature": base64.b64encode(bytes(LONGEST_SIGNATURE)).decode()})
+    header = json.dumps({"secagg": {"offers": offers, "terms": {"cohort": sites}}}, separators=(",", ":"))
+    assert len(header) + 2000 * 100 < MAX_HEADER_BYTES
 
 
 @pytest.mark.parametrize("kind", READERS)
