@@ -12,12 +12,15 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from client.audit import record
+from client.folder import read
 from client.leaving import note_leaving, note_refusal
 from client.policy import admitted, check_delivered, permitted
 from client.protect import protected
@@ -120,7 +123,7 @@ def run_message_process() -> NoReturn:
             refused.append(RefusedError(f"site error: {type(error).__name__}"))
 
     def installed_app(*_: object, **__: object) -> Callable[..., Callable[[Message, Context], Message]]:
-        return lambda *_: (lambda message, context: _refusal(message, refused[0])) if refused else app
+        return lambda *_: (lambda message, context: _refusal(message, refused[0], site)) if refused else app
 
     assert {"install_from_fab", "get_load_client_app_fn"} <= vars(run_clientapp).keys(), "flwr must be 1.41.0"
     run_clientapp.install_from_fab = check_only
@@ -128,6 +131,8 @@ def run_message_process() -> NoReturn:
     sys.exit(flwr_clientapp())
 
 
-def _refusal(message: Message, error: WardroundError) -> Message:
+def _refusal(message: Message, error: WardroundError, site: Path) -> Message:
     log.warning("declined: %s", error)
+    with suppress(WardroundError, OSError):  # a log that cannot be written does not undo a refusal
+        record(read(site), "refused", reason=str(error)[:500])
     return Message(to_content(refusal_record(type(error).__name__, str(error))), reply_to=message)

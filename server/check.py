@@ -50,7 +50,7 @@ def _row(what: str, answer: Callable[[], Row | str]) -> Row:
 
 def _keys(coordinator: Coordinator) -> str:
     def private() -> Iterator[str]:
-        for path in (coordinator.authority_key, coordinator.server_key, coordinator.superexec_secret):
+        for path in coordinator.keys:
             keystore.check_private(path)
             yield path.name
 

@@ -92,6 +92,17 @@ class Coordinator:
         return self.folder / "superexec.secret"
 
     @property
+    def signer_key(self) -> Path:
+        """Of releases and campaigns; made when it is first needed."""
+        return self.folder / "ca" / "release.key"
+
+    @property
+    def keys(self) -> tuple[Path, ...]:
+        """Every private key of the folder."""
+        signer = (self.signer_key,) if self.signer_key.exists() else ()
+        return (self.authority_key, self.server_key, *signer, self.superexec_secret)
+
+    @property
     def flower(self) -> Path:
         return self.folder / "flower"
 
@@ -175,7 +186,7 @@ def read(folder: Path) -> Coordinator:
         raise ConfigError(f"no coordinator in {folder.name!r}; found one with: wardround-coordinator init") from None
     except (OSError, ValueError, KeyError, TypeError):
         raise DataError("coordinator.json cannot be read; restore it from a backup of the folder") from None
-    for key in (coordinator.authority_key, coordinator.server_key, coordinator.superexec_secret):
+    for key in coordinator.keys:
         keystore.check_private(key)
     return coordinator
 
@@ -200,7 +211,7 @@ def renew_if_due(coordinator: Coordinator, now: dt.datetime) -> bool:
 def release_signer(coordinator: Coordinator, now: dt.datetime) -> certificates.Pair:
     """What releases are signed with: made when it is first asked for, and anew in its last year, so that a release can
     be installed for a year or more. Sites notice nothing. Not for two at once (server/release.py holds a lock)."""
-    certificate, key = coordinator.folder / "ca" / "release.crt", coordinator.folder / "ca" / "release.key"
+    certificate, key = coordinator.folder / "ca" / "release.crt", coordinator.signer_key
     authority = authority_of(coordinator)
     if certificate.is_file():  # written last
         pair = certificates.Pair(certificate.read_bytes(), keystore.read_private(key))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import io
 import json
 import logging
@@ -19,9 +20,12 @@ from flwr.supercore.task_identity import TaskIdentity
 import client.app
 from client.app import make_app, setup_from_node_config
 from client.approvals import check_bundle
+from client.folder import create
 from client.site import SiteSetup
+from shared import audit
 from shared.config import CampaignConfig, MachineConfig
 from shared.errors import ConfigError, DataError, RefusedError
+from shared.trust import certificates
 from shared.types import Plan, SiteCard, Update
 from shared.wire.flower import to_content, to_record
 from shared.wire.messages import Answer, ReceivedUpdate, Record, Refusal, plan_record, read_answer
@@ -243,6 +247,15 @@ def test_a_refused_bundle_is_answered_with_the_reason(
     _, answer = run_process(monkeypatch, tmp_path, fab)
     assert isinstance(answer, Refusal)
     assert reason in answer.reason
+
+
+def test_a_refused_bundle_stands_in_the_audit_log(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    authority = tmp_path / "ca.crt"
+    authority.write_bytes(certificates.create_authority("test", dt.datetime.now(dt.UTC)).certificate)
+    create(tmp_path / "site", "north", "127.0.0.1:8443", authority)
+    run_process(monkeypatch, tmp_path / "site", bundle())
+    (entry,) = [entry for entry in audit.read(tmp_path / "site" / "audit.jsonl") if entry.event == "refused"]
+    assert "is not approved here" in str(entry.facts["reason"])
 
 
 def test_an_error_while_the_bundle_is_checked_leaves_no_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -103,9 +103,11 @@ def test_the_server_certificate_is_renewed_in_its_last_month_and_the_authority_n
     keystore.check_private(coordinator.server_key)
 
 
-def test_an_open_key_stops_every_command(coordinator: folder.Coordinator) -> None:
-    (coordinator.folder / "ca" / "ca.key").chmod(0o644)
-    with pytest.raises(RefusedError, match="ca.key must have mode 0600, got 0644"):
+@pytest.mark.parametrize("key", ["ca.key", "release.key"])
+def test_an_open_key_stops_every_command(coordinator: folder.Coordinator, key: str) -> None:
+    folder.release_signer(coordinator, NOW)
+    (coordinator.folder / "ca" / key).chmod(0o644)
+    with pytest.raises(RefusedError, match=f"{key} must have mode 0600, got 0644"):
         folder.read(coordinator.folder)
 
 
