@@ -16,12 +16,12 @@ after a restart, and shared.secagg.protocol.reveal refuses what they would tell 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shared.checkpoint import write_atomically
 from shared.errors import DataError, RefusedError
 from shared.files import sync
 from shared.locks import locked
@@ -112,11 +112,4 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _write(path: Path, values: object) -> None:
-    partial = path.with_name(f".partial-{os.getpid()}-{path.name}")
-    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(values, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-    sync(path.parent)
+    write_atomically(path, json.dumps(values).encode(), 0o600)

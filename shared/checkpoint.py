@@ -213,16 +213,16 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """`path` holds the old or the new bytes, whenever the program is killed."""
+def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
+    """`path` holds the old or the new bytes, whenever the program is killed; `mode` is a new file's, less the umask."""
     partial = path.with_name(f".partial-{os.getpid()}-{path.name}")  # another process may be writing the same
-    _write(partial, data)
+    _write(partial, data, mode)
     os.replace(partial, path)
     sync(path.parent)
 
 
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
+def _write(path: Path, data: bytes, mode: int = 0o666) -> None:
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
