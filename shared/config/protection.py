@@ -26,7 +26,8 @@ class SecAggConfig:
     update from the sum and its own."""
     range: float = 4.0
     """Largest magnitude of a value of a difference, in weights; a site refuses to send a larger one (it would wrap
-    around), but for its share of the noise of privacy=site, of which the mean alone has to fit. The quantisation step is `range` over 2^39 times the largest total weight."""
+    around), but for its share of the noise of privacy=site, of which the mean alone has to fit. The quantisation
+    step is `range` over 2^39 times the largest total weight."""
 
     @property
     def masked(self) -> bool:
