@@ -135,7 +135,7 @@ def _read(dated: Path) -> Approval:
         note = json.loads(text)
         signed = read_manifest(path)
         when, digest = str(note["approved_at"]), str(note["manifest"])
-    except (WardroundError, OSError, ValueError, KeyError, TypeError):
+    except (WardroundError, OSError, ValueError, KeyError, TypeError, RecursionError):
         raise changed from None
     if campaign_digest(signed.campaign) != dated.stem or signed.digest != digest:
         raise changed

@@ -55,20 +55,20 @@ def _approve(arguments: argparse.Namespace) -> int:
     _print_differences(site.approvals, signed)
     _print_new_keys(asked.compared, arguments.repin)
     _ask(f"May this run at site {site.name}? Type yes: ", signed.campaign.name, yes=arguments.yes)
-    pins.pin(site.folder, signed.manifest.sites, site.name)
-    given = approvals.approve(site.approvals, signed, now)
-    record(
+    record(  # before it is in force: a kill in between leaves an entry too many, never an approval without one
         site,
         "campaign.approved",
-        campaign=given.campaign,
-        digest=given.digest,
-        manifest=given.manifest,
+        campaign=signed.campaign.name,
+        digest=signed.manifest.config_digest,
+        manifest=signed.digest,
         secagg=signed.campaign.secagg.kind,
         sites=", ".join(signed.manifest.sites),
         repinned=", ".join(arguments.repin),
     )
     if signed.manifest.audit.number:
         record(site, ANCHOR, of="coordinator", number=signed.manifest.audit.number, head=signed.manifest.audit.head)
+    pins.pin(site.folder, signed.manifest.sites, site.name)
+    given = approvals.approve(site.approvals, signed, now)
     OUT.print(f"Approved at site {site.name}: {given.campaign}, digest {given.digest}")
     return 0
 

@@ -152,7 +152,7 @@ def read(folder: Path) -> SiteFolder:
         values = json.loads((folder / "site.json").read_text())
     except FileNotFoundError:
         raise ConfigError(f"no site in {folder.name!r}; make one with: wardround-site init") from None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise DataError("site.json is not readable JSON; restore it from a backup of the folder") from None
     site = _parse(folder.resolve(), values)
     for key in private_files(site):

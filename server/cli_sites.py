@@ -117,8 +117,8 @@ def _revoke(arguments: argparse.Namespace) -> int:
             raise ConfigError("nobody there to ask; give --yes to revoke it")
         if input(f"End the part of site {arguments.site} in {coordinator.name}? Type yes: ").strip() != "yes":
             raise RefusedError("the answer was not yes, so nothing was revoked")
+    void_of(coordinator, arguments.site, "the site was revoked", now())  # first: a site that is out is not asked for
     gone = registry.revoke(coordinator, arguments.site, now())
-    void_of(coordinator, arguments.site, "the site was revoked", now())
     record(coordinator, "admin.site_revoked", site=arguments.site, certificates=gone.certificates)
     OUT.print(f"Revoked: site {arguments.site}; certificates that count no more: {gone.certificates}")
     if coordinator.gateway is not None and not gateway.reload(coordinator):

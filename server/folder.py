@@ -24,7 +24,7 @@ from shared.checkpoint import write_atomically
 from shared.errors import ConfigError, DataError, RefusedError
 from shared.trust import certificates, keystore, signing
 from shared.trust.identity import PublicIdentity
-from shared.trust.names import checked_name
+from shared.trust.names import checked_name, is_name
 
 DEFAULT_PORT = 8443
 GONE = "gone"
@@ -182,9 +182,12 @@ def read(folder: Path) -> Coordinator:
             services_port=int(values.get("services_port", port + 2)),
             gateway=_gateway(values.get("gateway")),
         )
+        ports = (coordinator.port, coordinator.join_port, coordinator.services_port)
+        if not is_name(coordinator.name) or not all(0 < one < 65536 for one in ports):
+            raise ValueError
     except FileNotFoundError:
         raise ConfigError(f"no coordinator in {folder.name!r}; found one with: wardround-coordinator init") from None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise DataError("coordinator.json cannot be read; restore it from a backup of the folder") from None
     for key in coordinator.keys:
         keystore.check_private(key)

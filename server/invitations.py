@@ -156,5 +156,5 @@ def _write(coordinator: Coordinator, one: Issued) -> None:
 def _read(path: Path) -> Issued:
     try:
         return Issued(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         raise DataError(f"invitations/{path.name} is damaged; remove it and invite the site again") from None

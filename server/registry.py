@@ -129,10 +129,22 @@ def _put_aside(coordinator: Coordinator, site: str, now: dt.datetime) -> None:
 
 def _append(coordinator: Coordinator, name: str, entry: dict[str, str]) -> None:
     path = coordinator.folder / "ca" / f"{name}.jsonl"
-    with path.open("a") as file:
-        file.write(json.dumps(entry) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    line = json.dumps(entry).encode() + b"\n"
+    with path.open("ab", buffering=0) as file:
+        whole = _whole(path.read_bytes())
+        try:
+            file.truncate(len(whole))
+            if file.write(line) != len(line):
+                raise OSError
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(len(whole))
+            raise DataError(f"ca/{name}.jsonl cannot be written: the disk may be full; nothing was changed") from None
+
+
+def _whole(content: bytes) -> bytes:
+    """Without half a line, which a power cut or a full disk leaves: what it was to say was never given out."""
+    return content[: content.rfind(b"\n") + 1]
 
 
 def _entries(coordinator: Coordinator, name: str) -> list[dict[str, Any]]:
@@ -140,9 +152,9 @@ def _entries(coordinator: Coordinator, name: str) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        entries = [json.loads(line) for line in path.read_text().splitlines()]
+        entries = [json.loads(line) for line in _whole(path.read_bytes()).splitlines()]
         if any(int(entry["serial"], 16) < 1 or not isinstance(entry["site"], str) for entry in entries):
             raise ValueError
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise DataError(f"ca/{name}.jsonl is damaged; restore it from a backup of the folder") from None
     return entries

@@ -190,5 +190,5 @@ def _head(home: Path) -> tuple[int, str] | None:
         return int(values["number"]), str(values["digest"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         raise DataError(f"{HEAD} beside {LEDGER} is damaged; {_WAY_OUT}") from None

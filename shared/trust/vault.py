@@ -83,7 +83,7 @@ def _unlocked(folder: Path, changed: int) -> Vault:
         values = json.loads((folder / FILE).read_text())
         how, wrapped = dict(values["key"]), base64.b64decode(values["wrapped"], validate=True)
         kind, form = how["kind"], values["format"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise DataError(f"{FILE} cannot be read; restore it from a backup: without it the data are lost") from None
     if form != 1 or kind not in ("file", "scrypt"):
         raise DataError(f"{FILE} is not of format 1; use the version of Wardround that made it")
