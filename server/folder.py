@@ -163,9 +163,12 @@ def _with_loopback(hosts: tuple[str, ...]) -> tuple[str, ...]:
 def _issue(coordinator: Coordinator, now: dt.datetime) -> None:
     authority = authority_of(coordinator)
     server = certificates.issue_server(authority, coordinator.hosts, now)
-    coordinator.server_key.unlink(missing_ok=True)
-    keystore.write_private(coordinator.server_key, server.key)
-    coordinator.server_certificate.write_bytes(server.certificate)
+    partial = coordinator.server_key.with_name(".new-server.key")
+    partial.unlink(missing_ok=True)
+    keystore.write_private(partial, server.key)
+    partial.replace(coordinator.server_key)
+    # Last: a renewal that was killed before it leaves the old certificate, which is renewed again.
+    write_atomically(coordinator.server_certificate, server.certificate)
 
 
 def read(folder: Path) -> Coordinator:

@@ -7,6 +7,8 @@ never in something that is in force and not written down.
 from __future__ import annotations
 
 import datetime as dt
+import ssl
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ from server.folder import Coordinator
 from shared.config import CampaignConfig
 from shared.errors import DataError, RefusedError
 from shared.privacy import ledger
-from shared.trust import vault
+from shared.trust import certificates, vault
 from tests.client.manifest_files import Federation
 
 NOW = dt.datetime.now(dt.UTC)
@@ -119,3 +121,19 @@ def test_an_approval_that_cannot_be_written_down_is_not_in_force(
     assert "the audit log cannot be written" in capsys.readouterr().err
     assert approvals.approvals(site.approvals) == ()
     assert pins.read_pins(site.folder) == {}
+
+
+@pytest.mark.parametrize("killed", ["write_private", "write_atomically"])
+def test_a_renewal_of_the_servers_certificate_that_was_killed_is_made_again(
+    coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch, killed: str
+) -> None:
+    """The key is never away: without it no command of the coordinator would run."""
+    late = certificates.load(coordinator.server_certificate.read_bytes()).not_valid_after_utc - dt.timedelta(days=1)
+    before = coordinator.server_certificate.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(folder.keystore if killed == "write_private" else folder, killed, lambda *_: sys.exit(137))
+        with pytest.raises(SystemExit):
+            folder.renew_if_due(coordinator, late)
+    assert coordinator.server_certificate.read_bytes() == before
+    assert folder.renew_if_due(folder.read(coordinator.folder), late)
+    ssl.create_default_context().load_cert_chain(coordinator.server_certificate, coordinator.server_key)
