@@ -53,14 +53,15 @@ def decode_both(dataset: Dataset) -> tuple[Frames, npt.NDArray[Any]]:
         shape = (num_frames(dataset), int(dataset.Rows), int(dataset.Columns), -1)
         stored_FHWC = stored.reshape(shape)
         colour = text(dataset, "PhotometricInterpretation")
+        grey = colour in ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
+        if stored_FHWC.shape[-1] != (1 if grey else 3):
+            raise Quarantined(Reason.UNSUPPORTED_COLOUR)
         if colour == "PALETTE COLOR":
             frames = _palette(stored_FHWC[..., 0], dataset)
-        elif colour in ("MONOCHROME1", "MONOCHROME2"):
+        elif grey:
             frames = _monochrome(stored_FHWC, dataset, inverted=colour == "MONOCHROME1")
-        elif stored_FHWC.shape[-1] == 3:
-            frames = Frames(_float32(stored_FHWC), 0.0, float(2 ** int(dataset.BitsStored) - 1))
         else:
-            raise Quarantined(Reason.UNSUPPORTED_COLOUR)
+            frames = Frames(_float32(stored_FHWC), 0.0, float(2 ** int(dataset.BitsStored) - 1))
     if not np.isfinite(frames.values_FHWC).all():
         raise Quarantined(Reason.NOT_FINITE)
     return frames, stored_FHWC
@@ -90,6 +91,8 @@ def _float32(stored: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
 def _palette(stored_FHW: npt.NDArray[Any], dataset: Dataset) -> Frames:
     tables = _native_tables(dataset)
     coloured = np.stack([apply_color_lut(frame, tables) for frame in stored_FHW])
+    if coloured.shape[-1] < 3:  # pydicom stacks the tables that it could read
+        raise Quarantined(Reason.UNDECODABLE)
     depth = min(8 * coloured.dtype.itemsize, int(dataset.RedPaletteColorLookupTableDescriptor[2]))
     return Frames(_float32(coloured[..., :3]), 0.0, float(2**depth - 1))
 

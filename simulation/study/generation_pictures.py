@@ -1,6 +1,6 @@
 """A generator in, pictures of what it draws out: small enough for report.json (see simulation/study/pictures.py).
 
-drawn     per site one test image, its edges, the outlines of its mask, and images drawn for them
+drawn     per site one test image, its edges, its mask as the ControlNet sees it, and images drawn for them
 sampled   test images (above), and what a setting of drawing makes of their hints (below)
 """
 
@@ -71,6 +71,8 @@ def hint_names(campaign: CampaignConfig) -> list[str]:
     elif generate.edges != "none":
         names.append("edges")
     names += ["outlines"] if generate.contour == "channel" else []
+    if generate.contour == "filled" and campaign.data.masks:
+        names += [f"mask of {name}" for name in ("background", *campaign.data.masks)]
     return names + (["box"] if generate.box else [])
 
 

@@ -441,3 +441,23 @@ def test_the_fuzzer_finds_what_it_is_for(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(dicom, "_ingested", lambda root, _: str((root / "tmp" / "left").write_text("x")))
     with pytest.raises(Finding, match="trace"):
         dicom.read(content)
+
+
+def test_grey_values_of_two_samples_a_pixel_are_no_image() -> None:
+    two = new_image(PhotometricInterpretation="MONOCHROME2", SamplesPerPixel=2, PlanarConfiguration=0)
+    two.PixelData = bytes(2 * len(two.PixelData))
+    with pytest.raises(Quarantined) as refused:
+        pixels.decode(two)
+    assert refused.value.reason in (Reason.UNSUPPORTED_COLOUR, Reason.UNDECODABLE)
+
+
+def test_a_palette_with_fewer_than_three_colours_is_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fuzz input 25029, where pydicom makes two channels of three damaged tables."""
+    palette = new_image(PhotometricInterpretation="PALETTE COLOR")
+    for colour in ("Red", "Green", "Blue"):
+        setattr(palette, f"{colour}PaletteColorLookupTableDescriptor", [256, 0, 16])
+        setattr(palette, f"{colour}PaletteColorLookupTableData", bytes(512))
+    monkeypatch.setattr(pixels, "apply_color_lut", lambda frame, _: np.zeros((*frame.shape, 2), np.uint16))
+    with pytest.raises(Quarantined) as refused:
+        pixels.decode(palette)
+    assert refused.value.reason == Reason.UNDECODABLE

@@ -99,7 +99,7 @@ def test_federation_and_comparison_tell_the_same_and_make_a_report(
     for site, metrics in federated.closing.items():
         for key in ("psnr_db", "ssim", "dice", "accuracy"):
             row = find(comparison, "federated", "all", site)
-            assert row[key] == pytest.approx(metrics[f"enhanced.{key}"].mean, rel=1e-9)
+            assert row[key] == pytest.approx(metrics[f"enhanced.{key}"].mean, rel=1e-5)  # six digits leave
             if key in ("psnr_db", "ssim"):
                 assert find(comparison, "degraded", "all", site)[key] == pytest.approx(metrics[f"degraded.{key}"].mean)
 

@@ -41,6 +41,7 @@ def site(tmp_path: Path, installed: Installed, machine: MachineConfig, monkeypat
     place.mkdir()
     monkeypatch.setattr(folder, "read", lambda path: SimpleNamespace(folder=place, machine=machine))
     monkeypatch.setattr(releases, "installed", lambda site: installed)
+    monkeypatch.setattr(cli_enhance, "record", lambda *_, **__: None)
     return place
 
 
