@@ -115,6 +115,8 @@ def _ingest(arguments: argparse.Namespace) -> int:
     record(site, "store.ingested", campaign=campaign.name, files=report.files,
            series_new=report.series_new, series_updated=report.series_updated, patients=report.patients)  # fmt: skip
     OUT.print(table)
+    if not any(row[0] in ("stored", "already stored", "used as label") for row in report.table()):
+        OUT.print("Nothing in this folder was taken; is it the one that holds the DICOM files?")
     return 0
 
 

@@ -60,7 +60,7 @@ def _init(arguments: argparse.Namespace) -> int:
     made = folder.found(arguments.folder, arguments.name, hosts, arguments.port, now())
     record(made, "admin.init", federation=made.name, hosts=", ".join(made.hosts), port=made.port)
     OUT.print(f"Federation {made.name} is founded; its certificate is for {', '.join(made.hosts)}.")
-    OUT.print(f"Give every site this file: {made.authority}")
+    OUT.print(f"Invitations carry its authority; a site that is added without one needs the file {made.authority}")
     return 0
 
 

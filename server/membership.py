@@ -185,7 +185,9 @@ def _with_quorum(members: Members, peers: Sequence[Peer], admission: Admission) 
     if members.refused:
         reasons = list(members.refused.values())
         kind = DataError if all(isinstance(error, DataError) for error in reasons) else RefusedError
-        raise kind(f"{found}; {'; '.join(map(str, reasons))}")
+        waiting = ", ".join(sorted(peer.name for peer in members.asked.values() if peer.name))
+        unheard = f"; no answer yet from {waiting}" if waiting else ""
+        raise kind(f"{found}; {'; '.join(map(str, reasons))}{unheard}")
     missing = sorted((admission.allowed or frozenset()) - here.keys())
     who = f"; missing: {', '.join(missing)}" if missing else ""
     who += "".join(f"; {reason}" for reason in members.failed.values())

@@ -147,6 +147,15 @@ def test_approve_without_a_yes_approves_nothing(
         assert len(list((site / "approvals").glob("*.approved"))) == (code == 0)
 
 
+def test_ingest_of_a_wrong_folder_says_that_it_took_nothing(
+    tmp_path: Path, site: Path, file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "wrong").mkdir()
+    (tmp_path / "wrong" / "letter.txt").write_text("no image")
+    assert cli.main(["ingest", str(site), str(tmp_path / "wrong"), "--campaign", str(file)]) == 0
+    assert "Nothing in this folder was taken" in capsys.readouterr().out
+
+
 def test_reasons_and_exit_codes(site: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fails(capsys, ["status", str(tmp_path)], 2, "wardround-site init")
     fails(capsys, ["approve", str(site), str(tmp_path / "none.json"), "--yes"], 2, "ask the coordinator")
