@@ -71,7 +71,7 @@ def in_words(event: Mapping[str, Any]) -> str | None:
         case {"event": "SiteReplied", "site": site, "round": number, "reason": reason}:
             return f"  {site} is out of round {number}: {reason}" if reason else f"  {site} replied"
         case {"event": "RoundFailed", "round": number, "reason": reason, "attempts_left": left}:
-            return f"round {number} failed: {reason}; {left} more tries"
+            return f"round {number} failed: {reason}; tries left: {left}"
         case {"event": "CampaignResumed", "round": number}:
             return f"going on after round {number}"
     return None

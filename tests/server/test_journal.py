@@ -56,7 +56,7 @@ def test_a_watcher_reads_on_from_where_it_was(tmp_path: Path) -> None:
         (RoundStarted(3, 2, 2, ("north",)), "closing evaluation (try 2) sent to north"),
         (SiteReplied("north", 1, ""), "  north replied"),
         (SiteReplied("north", 1, "late"), "  north is out of round 1: late"),
-        (RoundFailed(2, "one of two", 1), "round 2 failed: one of two; 1 more tries"),
+        (RoundFailed(2, "one of two", 1), "round 2 failed: one of two; tries left: 1"),
         (CampaignResumed(4), "going on after round 4"),
         (RoundFinished(1, 2, {"evaluation": {"north": {}}}), None),
     ],
