@@ -294,7 +294,8 @@ def secagg_in_words(campaign: CampaignConfig) -> str:
     alone = " With two sites each learns the other's update from the sum." if secagg.minimum_cohort == 2 else ""
     return (
         f"masked: the coordinator learns the sum of the updates of {secagg.minimum_cohort} sites or more, no single "
-        f"one; counts, losses and scores of each site are seen as they are.{alone}"
+        "one; but a part of the networks that one site alone has labels for (outlines: the decoder, diagnoses: the "
+        f"class head) is that site's in the sum, too. Counts, losses and scores are seen site by site.{alone}"
     )
 
 
