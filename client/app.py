@@ -22,7 +22,7 @@ from flwr.clientapp import ClientApp
 from client.audit import record
 from client.folder import read
 from client.leaving import note_leaving, note_refusal
-from client.policy import admitted, check_delivered, permitted
+from client.policy import admitted, check_delivered, permitted, still_answers
 from client.protect import protected
 from client.site import SiteSetup, load_site
 from client.update import OnStep, agreed_of, answer
@@ -72,6 +72,7 @@ def _answered(plan: Plan, setup: SiteSetup, on_step: OnStep | None) -> Record:
     done = answer(plan, setup, on_step=on_step)
     record, facts = protected(done, plan, setup, campaign)
     record = permitted(record, plan, setup)
+    still_answers(setup)
     note_leaving(record, plan, setup, agreed, facts)
     return record
 

@@ -95,6 +95,13 @@ def admitted(plan: Plan, setup: SiteSetup) -> None:
     _check_cohort(plan, campaign, setup, manifest)  # (6)
 
 
+def still_answers(setup: SiteSetup) -> None:
+    """The door out: RefusedError where the operator has paused the site, or left, while the answer was worked out."""
+    folder = setup.home or setup.store.parent
+    if is_paused(folder):
+        raise RefusedError(why_silent(folder, setup.name))
+
+
 def _check_manifest(plan: Plan, setup: SiteSetup, signed: SignedManifest) -> None:
     if plan.manifest_digest != signed.digest:
         raise RefusedError(

@@ -17,7 +17,7 @@ import pytest
 from client import approvals, pins
 from client.approving import approvable
 from client.folder import SiteFolder
-from client.policy import admitted
+from client.policy import admitted, still_answers
 from client.rules import SiteRules, mark_left, pause, read_rules, resume, write_rules
 from client.site import SiteSetup, load_site
 from client.update import forget
@@ -204,6 +204,15 @@ def test_a_paused_site_answers_nothing_and_goes_on_when_told_to(site: SiteFolder
     refuses(site, plan_of(signed), load_site(site.folder / "site.json"), "north has left the federation on 2026-11-22")
     with pytest.raises(ConfigError, match="cannot be undone"):
         resume(site.folder)
+
+
+def test_a_site_that_is_paused_while_it_trains_sends_nothing(site: SiteFolder, signed: SignedManifest) -> None:
+    setup = approve(site, signed)
+    admitted(plan_of(signed), setup)
+    still_answers(setup)
+    pause(site.folder, NOW)
+    with pytest.raises(RefusedError, match="north was paused by its operator"):
+        still_answers(setup)
 
 
 def test_a_deployed_site_without_a_manifest_of_a_campaign_refuses_it(site: SiteFolder, signed: SignedManifest) -> None:
