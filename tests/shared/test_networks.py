@@ -81,4 +81,4 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         int(subprocess.run([sys.executable, "-c", code, how], check=True, capture_output=True, text=True).stdout)
         for how in ("keep", "plain")
     )
-    assert kept < max(200, 0.1 * plain)
+    assert kept < max(2_000, 0.1 * plain)  # 60,000 pages are taken; a busy kernel takes some away
