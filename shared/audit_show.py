@@ -66,7 +66,7 @@ def print_entries(out: Console, entries: Sequence[Entry], *, as_json: bool, titl
     for column in ("no.", "time (UTC)", "by", "event", "facts"):
         table.add_column(column, overflow="fold")  # nothing is cut off: digests are there to be compared
     for entry in entries:
-        facts = ", ".join(f"{name} {_short(value)}" for name, value in entry.facts.items())
+        facts = ", ".join(f"{name} {_short(value)}" for name, value in entry.facts.items() if value != "")
         table.add_row(str(entry.number), entry.time[:19].replace("T", " "), entry.by, entry.event, escape(facts))
     out.print(table)
 

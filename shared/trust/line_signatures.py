@@ -58,7 +58,10 @@ def lines_of(authority: bytes, certificates: Sequence[str]) -> tuple[str, ...]:
 
     The purpose counts: sites and servers have certificates of the same authority.
     """
-    issuer = x509.load_pem_x509_certificate(authority)
+    try:
+        issuer = x509.load_pem_x509_certificate(authority)
+    except ValueError:
+        raise DataError("ca.crt is not a PEM certificate; restore it from a backup of the folder") from None
     lines = []
     for pem in certificates:
         try:

@@ -112,3 +112,19 @@ def test_a_retention_that_is_none_is_refused(ends: tuple[Path, Path]) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"audit_days": 0}))
     assert coordinator_cli.main(["audit", "export", str(home), "--out", str(home / "x")]) == 2
     assert read(home).name == "fed"
+
+
+def test_a_lost_authority_is_told_in_a_line(ends: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    home, _ = ends
+    (home / "ca" / "ca.crt").write_bytes(b"")
+    assert coordinator_cli.main(["audit", "verify", str(home)]) == 5
+    assert "ca.crt is not a PEM certificate; restore it" in capsys.readouterr().err
+
+
+def test_what_is_empty_is_not_shown(ends: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    home, _ = ends
+    with recording(home, "tiny") as note:
+        note(RoundFinished(1, 2, {"participants": ["north"], "dropped": {}, "update_norm": 0.5}))
+    capsys.readouterr()
+    assert coordinator_cli.main(["audit", "show", str(home), "--event", "round"]) == 0
+    assert "dropped" not in capsys.readouterr().out
