@@ -122,7 +122,7 @@ def test_what_leaves_in_a_generators_phases_is_on_the_list_of_each(
     drawn = DrawConfig(variants=1, steps=1, memorised_share=1.0)
     generate = GenerateConfig(kind="emit-diff", autoencoder=LENGTH, denoiser=LENGTH, controlnet=LENGTH, draw=drawn)
     generating = whole(alone(campaign, generate=generate, augment=AugmentConfig(kind="emit-diff", mix="images")))
-    run(generating, tmp_path, patients=6)
+    run(generating, tmp_path)
     check(generating, sent)
 
 
