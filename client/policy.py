@@ -66,8 +66,7 @@ def check_delivered(bundle: bytes, folder: Path) -> None:
     """Before a message is even read: RefusedError unless the site of this folder answers, and the bundle that came
     with the run is that of an approved manifest."""
     site = read(folder)
-    if is_paused(folder):
-        raise RefusedError(why_silent(folder, site.name))
+    _check_not_paused(folder, site.name)
     check_bundle(bundle, {one.digest: one.manifest for one in approvals(site.approvals)})
 
 
@@ -97,9 +96,12 @@ def admitted(plan: Plan, setup: SiteSetup) -> None:
 
 def still_answers(setup: SiteSetup) -> None:
     """The door out: RefusedError where the operator has paused the site, or left, while the answer was worked out."""
-    folder = setup.home or setup.store.parent
+    _check_not_paused(setup.home or setup.store.parent, setup.name)
+
+
+def _check_not_paused(folder: Path, site: str) -> None:
     if is_paused(folder):
-        raise RefusedError(why_silent(folder, setup.name))
+        raise RefusedError(why_silent(folder, site))
 
 
 def _check_manifest(plan: Plan, setup: SiteSetup, signed: SignedManifest) -> None:
